@@ -1,0 +1,81 @@
+"""`visionssm demo`: train a small state-space model on handwritten digits, evaluate it and look at its predictions."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visionssm.data.digits import DigitImages
+
+SHOWN = 60
+
+
+def add_parser(subparsers: Any) -> None:
+    """Describe the arguments."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="train, evaluate and predict in about a minute, without any download",
+        description=__doc__,
+        epilog="example:\n  visionssm demo --out demo",
+    )
+    parser.add_argument("--model", default="vmamba_nano", help="the model to train [vmamba_nano]")
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="folder of the run [runs/demo]")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The whole story: train, evaluate, predict, and say where everything is."""
+    import shutil
+
+    from visionssm.cli.report import print_evaluation
+    from visionssm.data.digits import load_digits
+    from visionssm.tasks.checkpoint import load_classifier
+    from visionssm.tasks.config import TrainConfig
+    from visionssm.tasks.prediction import predict, write_contact_sheet, write_csv
+    from visionssm.tasks.train import train
+
+    out = Path(args.out)
+    print("1. train on scikit-learn's handwritten digits")
+    config = TrainConfig(model=args.model, out=str(out / "run"), **SETTINGS)
+    result = train(config)
+
+    print("\n2. evaluate the best weights on images that training never used")
+    print_evaluation(result.final, "digits, test images")
+
+    print("\n3. predict image files")
+    images = out / "images"
+    shutil.rmtree(images, ignore_errors=True)
+    test = load_digits().test
+    files, truths = save_digits(test, images, SHOWN)  # type: ignore[arg-type]
+    predictions, unreadable = predict(load_classifier(result.folder), files, top_k=3)
+    write_csv(out / "predictions.csv", predictions, unreadable)
+    write_contact_sheet(out / "predictions.png", predictions, unreadable, truths)
+    right = sum(prediction.labels[0] == truth for prediction, truth in zip(predictions, truths, strict=True))
+    print(f"{right} of {len(files)} are right")
+
+    print("\nwhere everything is")
+    for path, what in (
+        (out / "predictions.png", "the images with labels and confidences"),
+        (out / "predictions.csv", "the same as a table"),
+        (images, "the image files"),
+        (result.folder / "metrics.csv", "the course of the training"),
+        (result.folder / "best.ckpt", "the weights, with class names and preprocessing"),
+    ):
+        print(f"  {path!s:<32}  {what}")
+    print(f"try it yourself: visionssm predict {images} --checkpoint {result.folder}")
+    return 0
+
+
+def save_digits(digits: "DigitImages", folder: Path, count: int) -> tuple[list[Path], list[str]]:
+    """Write the first digits as PNG files, and return the files and their true labels."""
+    folder.mkdir(parents=True)
+    files, truths = [], []
+    for index in range(min(count, len(digits.labels))):
+        file = folder / f"{index:03d}.png"
+        digits.load(index).save(file)
+        files.append(file)
+        truths.append(digits.class_names[digits.labels[index]])
+    return files, truths
+
+
+# Reaches 97 % with a margin, and well within two minutes on two cores.
+SETTINGS: dict[str, Any] = {"epochs": 12, "batch_size": 32, "lr": 3e-3}

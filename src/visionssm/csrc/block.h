@@ -1,0 +1,219 @@
+// What forward and backward share: a block of channels, its parameters packed for vector loads, and tiles of steps.
+//
+// A tile is a few steps of one path for a block of channels, gathered from the map into small arrays that stay in the
+// first-level cache: rows of `padded` numbers, a multiple of the vector width, zero beyond the last channel.
+#pragma once
+#include "vector_math.h"
+
+namespace visionssm::VISIONSSM_TARGET {
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Channels [first, first + width), in vectors [first_vector, first_vector + vectors) of the map's channels.
+template <class T>
+struct Block {
+  int64_t first_vector, vectors, first, width, padded;
+
+  // Block i of `count`, each with the same number of vectors, or one more.
+  static Block of(int64_t i, int64_t count, int64_t E) {
+    const int64_t all = divide_up(E, kLanes<T>);
+    Block block;
+    block.first_vector = i * all / count;
+    block.vectors = (i + 1) * all / count - block.first_vector;
+    block.first = block.first_vector * kLanes<T>;
+    block.padded = block.vectors * kLanes<T>;
+    block.width = smaller(block.padded, E - block.first);
+    return block;
+  }
+};
+
+// A, D, dt_bias and dt_weight of one vector of channels lie together: one vector each for D, the bias, the N columns of A and
+// the R columns of dt_weight. Their gradients are summed in the same layout.
+template <class T>
+struct Parameters {
+  T* data;  // (K, vectors, rows, lanes)
+  int64_t vectors, N, R;
+
+  static int64_t size(const Arguments& a) { return a.K * divide_up(a.E, kLanes<T>) * (2 + a.N + a.R) * kLanes<T>; }
+  int64_t rows() const { return 2 + N + R; }
+  T* of(int64_t k, int64_t vector) const { return data + (k * vectors + vector) * rows() * kLanes<T>; }
+  T* D(int64_t k, int64_t vector) const { return of(k, vector); }
+  T* bias(int64_t k, int64_t vector) const { return of(k, vector) + kLanes<T>; }
+  T* A(int64_t k, int64_t vector) const { return of(k, vector) + 2 * kLanes<T>; }
+  T* weight(int64_t k, int64_t vector) const { return of(k, vector) + (2 + N) * kLanes<T>; }
+};
+
+// (channels, columns) <-> (columns, lanes) for the channels of one vector.
+template <class T>
+INLINE void transpose_in(const T* source, int64_t columns, int64_t channels, T* target) {
+  for (int64_t c = 0; c < columns; c++)
+    for (int64_t lane = 0; lane < kLanes<T>; lane++)
+      target[c * kLanes<T> + lane] = lane < channels ? source[lane * columns + c] : 0;
+}
+
+template <class T>
+INLINE void transpose_out(const T* source, int64_t columns, int64_t channels, T* target) {
+  for (int64_t lane = 0; lane < channels; lane++)
+    for (int64_t c = 0; c < columns; c++) target[lane * columns + c] = source[c * kLanes<T> + lane];
+}
+
+// With zero-order hold A divides, so it is kept away from 0, where the limit is reached to the last digit.
+template <class T>
+INLINE T away_from_zero(T A) {
+  const T least = sizeof(T) == sizeof(float) ? T(1e-10) : T(1e-100);
+  return A < least && A > -least ? (A < 0 ? -least : least) : A;
+}
+
+// `row` is scratch of R numbers for a weight in another dtype.
+template <class T>
+static void pack_parameters(const Arguments& a, const Parameters<T>& packed, int64_t k, int64_t vector, T* row) {
+  constexpr int W = kLanes<T>;
+  const int64_t first = vector * W, channels = smaller(W, a.E - first), at = k * a.E + first;
+  T* D = packed.D(k, vector);
+  T* bias = packed.bias(k, vector);
+  T* A = packed.A(k, vector);
+  T* weight = packed.weight(k, vector);
+  store(D, a.D ? load_part((const T*)a.D + at, channels) : Vector<T>{});
+  store(bias, a.dt_bias ? load_part((const T*)a.dt_bias + at, channels) : Vector<T>{});
+  transpose_in((const T*)a.A + at * a.N, a.N, channels, A);
+  for (int64_t i = 0; i < a.N * W; i++) A[i] = (a.zoh ? away_from_zero(A[i]) : A[i]) * kExponentScale<T>;
+  if (a.R == 0) return;
+  if (a.dt_weight_dtype == Simd<T>::dtype) {
+    transpose_in((const T*)a.dt_weight + at * a.R, a.R, channels, weight);
+    return;
+  }
+  for (int64_t i = 0; i < a.R * W; i++) weight[i] = 0;
+  for (int64_t lane = 0; lane < channels; lane++) {
+    read_row(a.dt_weight_dtype, (const uint16_t*)a.dt_weight + (at + lane) * a.R, a.R, row);
+    for (int64_t r = 0; r < a.R; r++) weight[r * W + lane] = row[r];
+  }
+}
+
+INLINE int64_t bytes_of(int64_t dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+
+INLINE char* address(const Tensor& t, int64_t b, int64_t p, int64_t k, int64_t first) {
+  return (char*)t.data + (b * t.batch_stride + p * t.position_stride + k * t.path_stride + first) * bytes_of(t.dtype);
+}
+
+// The steps of one tile, as rows to read.
+template <class T, int kSteps>
+struct Tile {
+  int64_t steps;
+  int64_t position[kSteps];
+  const T* x[kSteps];
+  const T* B[kSteps];
+  const T* C[kSteps];
+  const T* dt[kSteps];  // (width), or (R) for a low-rank dt
+  const T* grad_y[kSteps];
+};
+
+// Points rows[s] at `count` numbers of each step, converted into `copies` where they are of another type or would be read by
+// vectors beyond their end. A step over padding reads zeros.
+template <class T, int kSteps>
+INLINE void fetch(
+    const Tile<T, kSteps>& tile, const Tensor& t, int64_t b, int64_t k, int64_t first, int64_t count, int64_t padded,
+    const T* zeros, T* copies, const T** rows) {
+  const bool direct = t.dtype == Simd<T>::dtype && count == padded;
+  for (int64_t s = 0; s < tile.steps; s++) {
+    const int64_t p = tile.position[s];
+    if (p < 0) {
+      rows[s] = zeros;
+      continue;
+    }
+    const char* source = address(t, b, p, k, first);
+    rows[s] = direct ? (const T*)source : copies + s * padded;
+    if (direct) continue;
+    read_row(t.dtype, source, count, copies + s * padded);
+    for (int64_t i = count; i < padded; i++) copies[s * padded + i] = 0;
+  }
+}
+
+template <class T, bool kSoftplus>
+INLINE Vector<T> step_size(Vector<T> z) {
+  if constexpr (kSoftplus) return softplus(z);
+  return z;
+}
+
+// delta = softplus(dt + bias) with a dense dt.
+template <class T, bool kSoftplus, int kSteps>
+static void dense_step_sizes(
+    const Tile<T, kSteps>& tile, const Parameters<T>& parameters, int64_t k, const Block<T>& block, T* delta) {
+  constexpr int W = kLanes<T>;
+  for (int64_t v = 0; v < block.vectors; v++) {
+    const Vector<T> bias = load(parameters.bias(k, block.first_vector + v));
+    for (int64_t s = 0; s < tile.steps; s++)
+      store(delta + s * block.padded + v * W, step_size<T, kSoftplus>(load(tile.dt[s] + v * W) + bias));
+  }
+}
+
+// delta = softplus(dt_weight dt + bias) for kRows steps and kColumns vectors at once.
+template <class T, bool kSoftplus, int kRows, int kColumns, int kSteps>
+INLINE void project(
+    const Tile<T, kSteps>& tile, const Parameters<T>& parameters, int64_t k, const Block<T>& block, int64_t s, int64_t v,
+    T* delta) {
+  constexpr int W = kLanes<T>;
+  Vector<T> z[kRows][kColumns];
+  const T* weight[kColumns];
+  for (int j = 0; j < kColumns; j++) {
+    weight[j] = parameters.weight(k, block.first_vector + v + j);
+    for (int i = 0; i < kRows; i++) z[i][j] = load(parameters.bias(k, block.first_vector + v + j));
+  }
+  for (int64_t r = 0; r < parameters.R; r++)
+    for (int i = 0; i < kRows; i++) {
+      const Vector<T> value = broadcast(tile.dt[s + i][r]);
+      for (int j = 0; j < kColumns; j++) z[i][j] = fma(value, load(weight[j] + r * W), z[i][j]);
+    }
+  for (int i = 0; i < kRows; i++)
+    for (int j = 0; j < kColumns; j++)
+      store(delta + (s + i) * block.padded + (v + j) * W, step_size<T, kSoftplus>(z[i][j]));
+}
+
+template <class T, bool kSoftplus, int kSteps>
+static void low_rank_step_sizes(
+    const Tile<T, kSteps>& tile, const Parameters<T>& parameters, int64_t k, const Block<T>& block, T* delta) {
+  int64_t v = 0;
+  for (; v + 2 <= block.vectors; v += 2) {
+    int64_t s = 0;
+    for (; s + 4 <= tile.steps; s += 4) project<T, kSoftplus, 4, 2>(tile, parameters, k, block, s, v, delta);
+    for (; s < tile.steps; s++) project<T, kSoftplus, 1, 2>(tile, parameters, k, block, s, v, delta);
+  }
+  for (; v < block.vectors; v++)
+    for (int64_t s = 0; s < tile.steps; s++) project<T, kSoftplus, 1, 1>(tile, parameters, k, block, s, v, delta);
+}
+
+template <class T, int kSteps>
+static void step_sizes(
+    const Arguments& a, const Tile<T, kSteps>& tile, const Parameters<T>& parameters, int64_t k, const Block<T>& block,
+    T* delta) {
+  if (a.R == 0 && a.softplus) return dense_step_sizes<T, true>(tile, parameters, k, block, delta);
+  if (a.R == 0) return dense_step_sizes<T, false>(tile, parameters, k, block, delta);
+  if (a.softplus) return low_rank_step_sizes<T, true>(tile, parameters, k, block, delta);
+  return low_rank_step_sizes<T, false>(tile, parameters, k, block, delta);
+}
+
+// A map of sums over the paths, for one block of channels: rows of T, `stride` numbers apart.
+template <class T>
+struct SumMap {
+  T* data;
+  int64_t stride;
+};
+
+// Adds a row to what earlier paths left in `sums`, and writes it to `target` if that is given, else back to `sums`.
+template <class T>
+INLINE void finish_row(
+    const T* row, const Block<T>& block, const SumMap<T>& sums, int64_t p, bool add, const Tensor* target, char* out) {
+  constexpr int W = kLanes<T>;
+  for (int64_t v = 0; v < block.vectors; v++) {
+    const int64_t lanes = smaller(W, block.width - v * W);
+    Vector<T> value = load(row + v * W);
+    if (add) value = load_part(sums.data + p * sums.stride + v * W, lanes) + value;
+    if (target)
+      write_lanes(target->dtype, out, v * W, value, lanes);
+    else
+      store_part(sums.data + p * sums.stride + v * W, value, lanes);
+  }
+}
+
+}  // namespace visionssm::VISIONSSM_TARGET

@@ -1,0 +1,280 @@
+// The forward scan.
+//
+// One task walks one block of channels of one image along all paths, one after the other, and adds their outputs up in the map
+// itself; so every sum has a fixed order, however many threads there are. Where there are too few tasks for the threads, the
+// paths become tasks of their own, with a map each, and the maps are added in the same order afterwards.
+#pragma once
+#include "block.h"
+#include "memory.h"
+
+namespace visionssm::VISIONSSM_TARGET {
+
+constexpr int kForwardSteps = 16;
+
+// The recurrence over one tile for one vector of channels and kStates of its states, which stay in registers.
+template <class T, int kStates, bool kZoh>
+INLINE void advance(
+    const Tile<T, kForwardSteps>& tile, const T* delta, const T* drive, T* out, int64_t padded, int64_t n, const T* A, T* state) {
+  constexpr int W = kLanes<T>;
+  using V = Vector<T>;
+  V h[kStates], inverse_A[kStates];
+  for (int i = 0; i < kStates; i++) {
+    h[i] = load(state + i * W);
+    if constexpr (kZoh) inverse_A[i] = kExponentScale<T> / load(A + i * W);
+  }
+  for (int64_t s = 0; s < tile.steps; s++) {
+    const V step = load(delta + s * padded), input = load(drive + s * padded);
+    V y = load(out + s * padded);
+#pragma GCC unroll 16
+    for (int i = 0; i < kStates; i++) {
+      const V b = broadcast(tile.B[s][n + i]) * input;
+      if constexpr (kZoh) {
+        const Decay<V> e = decay_and_excess(step, load(A + i * W));
+        h[i] = fma(e.factor, h[i], e.minus_one * inverse_A[i] * b);
+      } else {
+        h[i] = fma(decay(step, load(A + i * W)), h[i], b);
+      }
+      y = fma(broadcast(tile.C[s][n + i]), h[i], y);
+    }
+    store(out + s * padded, y);
+  }
+  for (int i = 0; i < kStates; i++) store(state + i * W, h[i]);
+}
+
+template <class T, int kStates, bool kZoh>
+INLINE int64_t advance_while(
+    const Tile<T, kForwardSteps>& tile, const T* delta, const T* drive, T* out, int64_t padded, int64_t n, int64_t N, const T* A,
+    T* state) {
+  if constexpr (kStates <= kStatesAtOnce)
+    for (; n + kStates <= N; n += kStates)
+      advance<T, kStates, kZoh>(tile, delta, drive, out, padded, n, A + n * kLanes<T>, state + n * kLanes<T>);
+  return n;
+}
+
+template <class T, bool kZoh>
+static void advance_all(
+    const Tile<T, kForwardSteps>& tile, const T* delta, const T* drive, T* out, int64_t padded, int64_t N, const T* A, T* state) {
+  int64_t n = 0;
+  n = advance_while<T, 16, kZoh>(tile, delta, drive, out, padded, n, N, A, state);
+  n = advance_while<T, 8, kZoh>(tile, delta, drive, out, padded, n, N, A, state);
+  n = advance_while<T, 4, kZoh>(tile, delta, drive, out, padded, n, N, A, state);
+  n = advance_while<T, 2, kZoh>(tile, delta, drive, out, padded, n, N, A, state);
+  advance_while<T, 1, kZoh>(tile, delta, drive, out, padded, n, N, A, state);
+}
+
+template <class T>
+struct ForwardScratch {
+  T *delta, *drive, *out, *x, *dt, *B, *C, *zeros, *state, *map;
+
+  ForwardScratch(Arena& arena, const Arguments& a, int64_t padded, bool keeps_map) {
+    const int64_t columns = larger(padded, larger(a.N, a.R));
+    delta = arena.take<T>(kForwardSteps * padded);
+    drive = arena.take<T>(kForwardSteps * padded);
+    out = arena.take<T>(kForwardSteps * padded);
+    x = arena.take<T>(kForwardSteps * padded);
+    dt = arena.take<T>(kForwardSteps * larger(padded, a.R));
+    B = arena.take<T>(kForwardSteps * a.N);
+    C = arena.take<T>(kForwardSteps * a.N);
+    zeros = arena.take<T>(columns);
+    state = arena.take<T>(padded * a.N);
+    map = arena.take<T>(keeps_map ? a.L * padded : 0);
+    if (zeros) memset(zeros, 0, columns * sizeof(T));
+  }
+};
+
+template <class T>
+static void load_state(const Arguments& a, int64_t b, int64_t k, const Block<T>& block, T* state) {
+  constexpr int W = kLanes<T>;
+  if (!a.initial_state) {
+    memset(state, 0, block.padded * a.N * sizeof(T));
+    return;
+  }
+  for (int64_t v = 0; v < block.vectors; v++) {
+    const T* source = (const T*)a.initial_state + ((b * a.K + k) * a.E + block.first + v * W) * a.N;
+    transpose_in(source, a.N, smaller(W, block.width - v * W), state + v * a.N * W);
+  }
+}
+
+template <class T>
+static void save_state(const Arguments& a, int64_t b, int64_t k, const Block<T>& block, const T* state, T* target) {
+  constexpr int W = kLanes<T>;
+  for (int64_t v = 0; v < block.vectors; v++)
+    transpose_out(
+        state + v * a.N * W, a.N, smaller(W, block.width - v * W),
+        target + ((b * a.K + k) * a.E + block.first + v * W) * a.N);
+}
+
+template <class T>
+static T* checkpoint(const Arguments& a, int64_t b, int64_t k, int64_t t, int64_t channel) {
+  const int64_t kept = divide_up(a.T, a.checkpoint_steps);
+  return (T*)a.checkpoints + ((b * a.K + k) * kept + t / a.checkpoint_steps) * a.N * a.E + channel;
+}
+
+template <class T>
+static void keep_state(const Arguments& a, int64_t b, int64_t k, int64_t t, const Block<T>& block, const T* state) {
+  constexpr int W = kLanes<T>;
+  T* target = checkpoint<T>(a, b, k, t, block.first);
+  for (int64_t v = 0; v < block.vectors; v++)
+    for (int64_t n = 0; n < a.N; n++)
+      store_part(target + n * a.E + v * W, load(state + (v * a.N + n) * W), smaller(W, block.width - v * W));
+}
+
+// One path of one image for one block of channels. The outputs go to `target` if it is given, else into `sums`; with `add` what
+// is in `sums` is added first.
+template <class T>
+static void forward_path(
+    const Arguments& a, const Parameters<T>& parameters, int64_t b, int64_t k, const Block<T>& block, const SumMap<T>& sums,
+    bool add, const Tensor* target, const ForwardScratch<T>& scratch) {
+  constexpr int W = kLanes<T>;
+  const int64_t padded = block.padded;
+  const int32_t* path = a.path + k * a.path_stride;
+  Tile<T, kForwardSteps> tile;
+  load_state(a, b, k, block, scratch.state);
+  for (int64_t t = 0; t < a.T; t += kForwardSteps) {
+    tile.steps = smaller(kForwardSteps, a.T - t);
+    for (int64_t s = 0; s < tile.steps; s++) tile.position[s] = path[t + s];
+    if (a.checkpoints && t % a.checkpoint_steps == 0) keep_state(a, b, k, t, block, scratch.state);
+    fetch(tile, a.x, b, k, block.first, block.width, padded, scratch.zeros, scratch.x, tile.x);
+    fetch(tile, a.B, b, k, 0, a.N, a.N, scratch.zeros, scratch.B, tile.B);
+    fetch(tile, a.C, b, k, 0, a.N, a.N, scratch.zeros, scratch.C, tile.C);
+    if (a.R)
+      fetch(tile, a.dt, b, k, 0, a.R, a.R, scratch.zeros, scratch.dt, tile.dt);
+    else
+      fetch(tile, a.dt, b, k, block.first, block.width, padded, scratch.zeros, scratch.dt, tile.dt);
+    step_sizes(a, tile, parameters, k, block, scratch.delta);
+    for (int64_t v = 0; v < block.vectors; v++) {
+      const Vector<T> D = load(parameters.D(k, block.first_vector + v));
+      for (int64_t s = 0; s < tile.steps; s++) {
+        const int64_t i = s * padded + v * W;
+        const Vector<T> x = load(tile.x[s] + v * W);
+        store(scratch.drive + i, a.zoh ? x : load(scratch.delta + i) * x);
+        store(scratch.out + i, D * x);
+      }
+      const T* A = parameters.A(k, block.first_vector + v);
+      T* state = scratch.state + v * a.N * W;
+      if (a.zoh)
+        advance_all<T, true>(tile, scratch.delta + v * W, scratch.drive + v * W, scratch.out + v * W, padded, a.N, A, state);
+      else
+        advance_all<T, false>(tile, scratch.delta + v * W, scratch.drive + v * W, scratch.out + v * W, padded, a.N, A, state);
+    }
+    for (int64_t s = 0; s < tile.steps; s++) {
+      const int64_t p = tile.position[s];
+      if (p < 0) continue;
+      char* out = target ? address(*target, b, p, k, block.first) : nullptr;
+      finish_row(scratch.out + s * padded, block, sums, p, add, target, out);
+    }
+  }
+  save_state(a, b, k, block, scratch.state, (T*)a.last_state);
+}
+
+// All paths of one image for one block of channels, one after the other.
+template <class T>
+static void forward_block(
+    const Arguments& a, const Parameters<T>& parameters, int64_t b, const Block<T>& block, const ForwardScratch<T>& scratch) {
+  if (!a.merge || (a.K == 1 && a.complete)) {
+    for (int64_t k = 0; k < a.K; k++) forward_path(a, parameters, b, k, block, {}, false, &a.y, scratch);
+    return;
+  }
+  const bool in_place = a.y.dtype == Simd<T>::dtype;
+  SumMap<T> sums = {scratch.map, block.padded};
+  if (in_place) sums = {(T*)address(a.y, b, 0, 0, block.first), a.y.position_stride};
+  if (!in_place && !a.complete) memset(sums.data, 0, a.L * sums.stride * sizeof(T));
+  for (int64_t k = 0; k < a.K; k++) {
+    const bool last = a.complete && k == a.K - 1;
+    forward_path(a, parameters, b, k, block, sums, !a.complete || k > 0, last ? &a.y : nullptr, scratch);
+  }
+  if (in_place || a.complete) return;
+  for (int64_t p = 0; p < a.L; p++)
+    finish_row(sums.data + p * sums.stride, block, {}, p, false, &a.y, address(a.y, b, p, 0, block.first));
+}
+
+// The sum over the paths' own maps, (K, batch, L, E), at one position.
+template <class T>
+static void merge_position(const Arguments& a, const T* maps, const Tensor& target, int64_t b, int64_t p) {
+  constexpr int W = kLanes<T>;
+  char* out = address(target, b, p, 0, 0);
+  for (int64_t e = 0; e < a.E; e += W) {
+    const int64_t lanes = smaller(W, a.E - e);
+    const T* source = maps + (b * a.L + p) * a.E + e;
+    Vector<T> value = load_part(source, lanes);
+    if (!a.complete) value = Vector<T>{} + value;
+    for (int64_t k = 1; k < a.K; k++) value = value + load_part(source + k * a.batch * a.L * a.E, lanes);
+    write_lanes(target.dtype, out, e, value, lanes);
+  }
+}
+
+// How the channels are cut into blocks, and whether paths are tasks of their own.
+struct Plan {
+  int64_t blocks, threads;
+  bool apart;
+};
+
+template <class T>
+static Plan forward_plan(const Arguments& a) {
+  const int64_t vectors = divide_up(a.E, kLanes<T>), widest = 128 / kLanes<T>;
+  const double states_of_work = double(a.batch) * a.K * a.T * a.E * (a.N + 2);
+  Plan best = {1, larger(1, smaller(a.threads, int64_t(states_of_work / 20000))), false};
+  double least = 1e300;
+  for (int64_t blocks = divide_up(vectors, widest); blocks <= vectors; blocks++) {
+    const double width = divide_up(vectors, blocks) + 0.5;
+    const double together = divide_up(a.batch * blocks, best.threads) * width * a.K;
+    const double apart = divide_up(a.batch * blocks * a.K, best.threads) * width + 0.3 * a.K * a.batch * vectors / best.threads;
+    if (together < least) least = together, best = {blocks, best.threads, false};
+    if (a.K > 1 && apart < least) least = apart, best = {blocks, best.threads, true};
+  }
+  return best;
+}
+
+template <class T>
+static Status forward(const Arguments& a) {
+  const Plan plan = forward_plan<T>(a);
+  const int64_t padded = divide_up(divide_up(a.E, kLanes<T>), plan.blocks) * kLanes<T>;
+  const bool own_maps = plan.apart && a.merge;
+  const bool keeps_map = a.merge && !own_maps && a.y.dtype != Simd<T>::dtype && !(a.K == 1 && a.complete);
+  Arena measure;
+  ForwardScratch<T>(measure, a, padded, keeps_map);
+  const int64_t per_thread = measure.used;
+  measure.take<T>(Parameters<T>::size(a));
+  measure.take<T>(own_maps ? a.K * a.batch * a.L * a.E : 0);
+  Memory memory(measure.used + (plan.threads - 1) * per_thread);
+  if (!memory.data) return kNoMemory;
+  Arena shared(memory.data + plan.threads * per_thread);
+  const Parameters<T> parameters = {shared.take<T>(Parameters<T>::size(a)), divide_up(a.E, kLanes<T>), a.N, a.R};
+  T* maps = own_maps ? shared.take<T>(a.K * a.batch * a.L * a.E) : nullptr;
+
+#pragma omp parallel num_threads(plan.threads)
+  {
+    Arena arena(memory.data + thread_number() * per_thread);
+    const ForwardScratch<T> scratch(arena, a, padded, keeps_map);
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t k = 0; k < a.K; k++)
+      for (int64_t v = 0; v < parameters.vectors; v++) pack_parameters(a, parameters, k, v, scratch.dt);
+    if (!plan.apart) {
+#pragma omp for collapse(2) schedule(dynamic)
+      for (int64_t b = 0; b < a.batch; b++)
+        for (int64_t i = 0; i < plan.blocks; i++)
+          forward_block(a, parameters, b, Block<T>::of(i, plan.blocks, a.E), scratch);
+    } else {
+#pragma omp for collapse(3) schedule(dynamic)
+      for (int64_t b = 0; b < a.batch; b++)
+        for (int64_t i = 0; i < plan.blocks; i++)
+          for (int64_t k = 0; k < a.K; k++) {
+            const Block<T> block = Block<T>::of(i, plan.blocks, a.E);
+            if (!a.merge) {
+              forward_path(a, parameters, b, k, block, {}, false, &a.y, scratch);
+              continue;
+            }
+            T* map = maps + (k * a.batch + b) * a.L * a.E + block.first;
+            if (!a.complete)
+              for (int64_t p = 0; p < a.L; p++) memset(map + p * a.E, 0, block.width * sizeof(T));
+            forward_path<T>(a, parameters, b, k, block, {map, a.E}, false, nullptr, scratch);
+          }
+#pragma omp for collapse(2) schedule(static)
+      for (int64_t b = 0; b < (a.merge ? a.batch : 0); b++)
+        for (int64_t p = 0; p < a.L; p++) merge_position<T>(a, maps, a.y, b, p);
+    }
+  }
+  return kDone;
+}
+
+}  // namespace visionssm::VISIONSSM_TARGET

@@ -1,0 +1,2 @@
+#define VISIONSSM_TARGET baseline
+#include "path_scan_kernels.h"

@@ -1,0 +1,228 @@
+// One vector register of floats or doubles, for whatever instruction set this file is compiled for.
+//
+// Arithmetic is that of GCC's and Clang's vector extension (a + b, a * b, -a); what it lacks is here as functions. The same
+// source is compiled several times, each time into its own namespace VISIONSSM_TARGET.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#include "arguments.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+namespace visionssm::VISIONSSM_TARGET {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+// How many states of a channel the inner loop holds in registers at once.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kStatesAtOnce = 16;
+#else
+constexpr int kStatesAtOnce = 4;
+#endif
+
+typedef float floats __attribute__((vector_size(kVectorBytes)));
+typedef double doubles __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t words __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t halves __attribute__((vector_size(kVectorBytes / 2)));
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  using Vector = floats;
+  static constexpr int lanes = kVectorBytes / 4;
+  static constexpr int64_t dtype = kFloat32;
+};
+template <>
+struct Simd<double> {
+  using Vector = doubles;
+  static constexpr int lanes = kVectorBytes / 8;
+  static constexpr int64_t dtype = kFloat64;
+};
+template <class T>
+using Vector = typename Simd<T>::Vector;
+template <class T>
+constexpr int kLanes = Simd<T>::lanes;
+
+template <class T>
+INLINE Vector<T> broadcast(T value) {
+  return value - Vector<T>{};
+}
+
+template <class T>
+INLINE Vector<T> load(const T* source) {
+  Vector<T> v;
+  memcpy(&v, source, sizeof v);
+  return v;
+}
+
+template <class T>
+INLINE void store(T* target, Vector<T> v) {
+  memcpy(target, &v, sizeof v);
+}
+
+// The first `count` lanes; the others are zero, or left alone in memory.
+template <class T>
+INLINE Vector<T> load_part(const T* source, int64_t count) {
+  if (count >= kLanes<T>) return load(source);
+  Vector<T> v = {};
+  memcpy(&v, source, count * sizeof(T));
+  return v;
+}
+
+template <class T>
+INLINE void store_part(T* target, Vector<T> v, int64_t count) {
+  if (count >= kLanes<T>) return store(target, v);
+  memcpy(target, &v, count * sizeof(T));
+}
+
+// a * b + c and a * b - c, rounded once where the instruction set can.
+#if defined(__AVX512F__)
+INLINE floats fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE floats fms(floats a, floats b, floats c) { return _mm512_fmsub_ps(a, b, c); }
+INLINE doubles fma(doubles a, doubles b, doubles c) { return _mm512_fmadd_pd(a, b, c); }
+INLINE floats max(floats a, floats b) { return _mm512_max_ps(a, b); }
+INLINE float sum(floats v) { return _mm512_reduce_add_ps(v); }
+#elif defined(__AVX2__)
+INLINE floats fma(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE floats fms(floats a, floats b, floats c) { return _mm256_fmsub_ps(a, b, c); }
+INLINE doubles fma(doubles a, doubles b, doubles c) { return _mm256_fmadd_pd(a, b, c); }
+INLINE floats max(floats a, floats b) { return _mm256_max_ps(a, b); }
+#elif defined(__aarch64__)
+INLINE floats fma(floats a, floats b, floats c) { return (floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+INLINE floats fms(floats a, floats b, floats c) { return fma(a, b, -c); }
+INLINE doubles fma(doubles a, doubles b, doubles c) {
+  return (doubles)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+}
+INLINE floats max(floats a, floats b) { return (floats)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+#else
+INLINE floats fma(floats a, floats b, floats c) { return a * b + c; }
+INLINE floats fms(floats a, floats b, floats c) { return a * b - c; }
+INLINE doubles fma(doubles a, doubles b, doubles c) { return a * b + c; }
+INLINE floats max(floats a, floats b) { return a > b ? a : b; }
+#endif
+
+#if !defined(__AVX512F__)
+INLINE float sum(floats v) {
+  float part[kLanes<float>];
+  store(part, v);
+  for (int half = kLanes<float> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) part[i] += part[i + half];
+  return part[0];
+}
+#endif
+
+INLINE double sum(doubles v) {
+  double total = 0;
+  for (int i = 0; i < kLanes<double>; i++) total += v[i];
+  return total;
+}
+
+// bfloat16 is the upper half of a float.
+INLINE floats from_bfloat16(const uint16_t* source) {
+  halves bits;
+  memcpy(&bits, source, sizeof bits);
+  return (floats)(__builtin_convertvector(bits, words) << 16);
+}
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+INLINE void to_bfloat16(uint16_t* target, floats v) {
+  const words bits = (words)v;
+  const words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const words chosen = (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded;
+  const halves narrow = __builtin_convertvector(chosen, halves);
+  memcpy(target, &narrow, sizeof narrow);
+}
+
+#if defined(__AVX512F__)
+INLINE floats from_float16(const uint16_t* source) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)source)); }
+INLINE void to_float16(uint16_t* target, floats v) {
+  _mm256_storeu_si256((__m256i*)target, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif defined(__AVX2__)
+INLINE floats from_float16(const uint16_t* source) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)source)); }
+INLINE void to_float16(uint16_t* target, floats v) {
+  _mm_storeu_si128((__m128i*)target, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif defined(__aarch64__)
+INLINE floats from_float16(const uint16_t* source) { return (floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(source))); }
+INLINE void to_float16(uint16_t* target, floats v) {
+  vst1_u16(target, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
+}
+#else
+// Multiplying by 2^112 moves a half's exponent, subnormals included, to where a float has it.
+INLINE floats from_float16(const uint16_t* source) {
+  halves bits;
+  memcpy(&bits, source, sizeof bits);
+  const words wide = __builtin_convertvector(bits, words);
+  const words magnitude = (wide & 0x7fff) << 13;
+  const words finite = (words)((floats)magnitude * 0x1p112f);
+  const words special = magnitude | 0x7f800000;  // infinity or NaN
+  return (floats)((magnitude >= 0x0f800000 ? special : finite) | ((wide & 0x8000) << 16));
+}
+
+INLINE void to_float16(uint16_t* target, floats v) {
+  const words bits = (words)v, magnitude = bits & 0x7fffffff;
+  const words normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Adding 0.5 leaves the bits of a subnormal half, rounded to even, at the bottom.
+  const words subnormal = (words)((floats)magnitude + 0.5f) - 0x3f000000;
+  words chosen = magnitude < 0x38800000 ? subnormal : normal;
+  chosen = magnitude >= 0x477ff000 ? 0x7c00 - words{} : chosen;
+  chosen = magnitude > 0x7f800000 ? 0x7e00 - words{} : chosen;
+  const halves narrow = __builtin_convertvector(chosen | ((bits >> 16) & 0x8000), halves);
+  memcpy(target, &narrow, sizeof narrow);
+}
+#endif
+
+// Converts a row of numbers to T, in which all sums are made.
+INLINE void read_row(int64_t dtype, const void* source, int64_t count, double* target) {
+  (void)dtype;
+  memcpy(target, source, count * sizeof(double));
+}
+
+template <floats (*convert)(const uint16_t*)>
+INLINE void read_halves(const uint16_t* source, int64_t count, float* target) {
+  constexpr int W = kLanes<float>;
+  int64_t i = 0;
+  for (; i + W <= count; i += W) store(target + i, convert(source + i));
+  if (i == count) return;
+  uint16_t rest[W] = {};
+  memcpy(rest, source + i, (count - i) * sizeof(uint16_t));
+  store_part(target + i, convert(rest), count - i);
+}
+
+INLINE void read_row(int64_t dtype, const void* source, int64_t count, float* target) {
+  if (dtype == kFloat32) memcpy(target, source, count * sizeof(float));
+  if (dtype == kBFloat16) read_halves<from_bfloat16>((const uint16_t*)source, count, target);
+  if (dtype == kFloat16) read_halves<from_float16>((const uint16_t*)source, count, target);
+}
+
+// Writes the first `count` lanes at element `index` of an array of another type.
+INLINE void write_lanes(int64_t dtype, void* target, int64_t index, doubles v, int64_t count) {
+  (void)dtype;
+  store_part((double*)target + index, v, count);
+}
+
+INLINE void write_lanes(int64_t dtype, void* target, int64_t index, floats v, int64_t count) {
+  if (dtype == kFloat32) return store_part((float*)target + index, v, count);
+  uint16_t* halves = (uint16_t*)target + index;
+  uint16_t rest[kLanes<float>];
+  uint16_t* whole = count >= kLanes<float> ? halves : rest;
+  if (dtype == kBFloat16) to_bfloat16(whole, v);
+  if (dtype == kFloat16) to_float16(whole, v);
+  if (whole == rest) memcpy(halves, rest, count * sizeof(uint16_t));
+}
+
+}  // namespace visionssm::VISIONSSM_TARGET

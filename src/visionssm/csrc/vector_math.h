@@ -1,0 +1,133 @@
+// exp, softplus and what follows from them, on vectors.
+//
+// Floats use polynomials. 2^t = 2^n (1 + r q(r)) with n the integer nearest to t: written so, an exponential close to 1 has an
+// error that shrinks with its distance from 1, and a state that decays slowly over many steps stays accurate. Doubles call the
+// C library, lane by lane.
+#pragma once
+#include <cmath>
+
+#include "simd.h"
+
+namespace visionssm::VISIONSSM_TARGET {
+
+// Decays take A already multiplied by this, so that floats need only a power of two.
+template <class T>
+constexpr T kExponentScale = 1;
+template <>
+constexpr float kExponentScale<float> = 1.44269504088896341f;
+
+// (2^r - 1) / r on [-1/2, 1/2].
+INLINE floats power_slope(floats r) {
+  floats q = broadcast(0.001340043731033802f);
+  q = fma(q, r, broadcast(0.009666373953223228f));
+  q = fma(q, r, broadcast(0.05550333112478256f));
+  q = fma(q, r, broadcast(0.2402234822511673f));
+  return fma(q, r, broadcast(0.6931471824645996f));
+}
+
+// Adding it to a float of moderate size leaves the nearest integer in the lowest bits.
+constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
+
+// 2^(a b) = scale + scale * excess.
+struct Power {
+  floats scale, excess;
+};
+
+#if defined(__AVX512F__)
+INLINE floats power_of_two(floats a, floats b) {
+  const floats n = fma(a, b, broadcast(kRounder)) - kRounder;
+  const floats r = fms(a, b, n);
+  return _mm512_scalef_ps(fma(power_slope(r), r, broadcast(1.0f)), n);
+}
+
+INLINE Power split_power_of_two(floats a, floats b) {
+  const floats n = fma(a, b, broadcast(kRounder)) - kRounder;
+  const floats r = fms(a, b, n);
+  return {_mm512_scalef_ps(broadcast(1.0f), n), power_slope(r) * r};
+}
+#else
+// The scale is built from its bits: 0 from 2^-127 down, infinity from 2^128 up. Comparisons are ordered so that NaN stays.
+INLINE Power split_power_of_two(floats a, floats b) {
+  const floats lowest = broadcast(-127.0f), highest = broadcast(128.0f);
+  floats t = a * b;
+  t = lowest > t ? lowest : t;
+  t = highest < t ? highest : t;
+  const floats rounded = t + kRounder;
+  const floats r = t - (rounded - kRounder);
+  return {(floats)(((words)rounded << 23) + 0x3f800000), power_slope(r) * r};
+}
+
+INLINE floats power_of_two(floats a, floats b) {
+  const Power power = split_power_of_two(a, b);
+  return fma(power.scale, power.excess, power.scale);
+}
+#endif
+
+template <class V>
+struct Decay {
+  V factor;     // exp(delta A)
+  V minus_one;  // exp(delta A) - 1, without cancellation
+};
+
+// exp(delta A), from delta and A * kExponentScale.
+INLINE floats decay(floats delta, floats scaled_A) { return power_of_two(delta, scaled_A); }
+
+INLINE Decay<floats> decay_and_excess(floats delta, floats scaled_A) {
+  const Power power = split_power_of_two(delta, scaled_A);
+  return {fma(power.scale, power.excess, power.scale), fma(power.scale, power.excess, power.scale - 1.0f)};
+}
+
+INLINE floats absolute(floats v) { return (floats)((words)v & 0x7fffffff); }
+
+// max(z, 0) + log1p(exp(-|z|)), accurate for very negative z too.
+INLINE floats softplus(floats z) {
+  const floats e = power_of_two(absolute(z), broadcast(-kExponentScale<float>));
+  floats p = broadcast(0.005232624243944883f);
+  p = fma(p, e, broadcast(-0.029504956677556038f));
+  p = fma(p, e, broadcast(0.07822549343109131f));
+  p = fma(p, e, broadcast(-0.1366320699453354f));
+  p = fma(p, e, broadcast(0.1910598874092102f));
+  p = fma(p, e, broadcast(-0.2484297752380371f));
+  p = fma(p, e, broadcast(0.3331909477710724f));
+  p = fma(p, e, broadcast(-0.4999949336051941f));
+  p = fma(p, e, broadcast(0.9999999403953552f));
+  return fma(p, e, max(z, floats{}));
+}
+
+// The derivative of softplus, from its value: 1 - exp(-delta).
+INLINE floats softplus_slope(floats delta) {
+  return -decay_and_excess(delta, broadcast(-kExponentScale<float>)).minus_one;
+}
+
+template <double (*function)(double)>
+INLINE doubles each(doubles v) {
+  for (int i = 0; i < kLanes<double>; i++) v[i] = function(v[i]);
+  return v;
+}
+
+INLINE doubles decay(doubles delta, doubles A) { return each<::exp>(delta * A); }
+
+INLINE Decay<doubles> decay_and_excess(doubles delta, doubles A) {
+  return {each<::exp>(delta * A), each<::expm1>(delta * A)};
+}
+
+INLINE double softplus_lane(double z) { return z > 20 ? z : (z > 0 ? z : 0) + ::log1p(::exp(z > 0 ? -z : z)); }
+
+INLINE double softplus_slope_lane(double delta) { return delta > 20 ? 1 : -::expm1(-delta); }
+
+INLINE doubles softplus(doubles z) { return each<softplus_lane>(z); }
+
+INLINE doubles softplus_slope(doubles delta) { return each<softplus_slope_lane>(delta); }
+
+// (exp(z) - (exp(z) - 1) / z) / z, which is what d/dA (exp(delta A) - 1) / A is over delta^2; a series near 0.
+template <class T, class V>
+INLINE V zoh_slope(V z, Decay<V> e) {
+  const V threshold = broadcast<T>(sizeof(T) == sizeof(float) ? 0.5 : 1e-2);
+  V series = broadcast<T>(1.0 / 45360);
+  for (double coefficient : {1.0 / 5760, 1.0 / 840, 1.0 / 144, 1.0 / 30, 1.0 / 8, 1.0 / 3, 1.0 / 2})
+    series = fma(series, z, broadcast<T>(coefficient));
+  const V away = (e.factor - e.minus_one / z) / z;
+  return (z < threshold) & (z > -threshold) ? series : away;
+}
+
+}  // namespace visionssm::VISIONSSM_TARGET

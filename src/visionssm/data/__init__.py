@@ -1,0 +1,22 @@
+"""Images with labels: the embedded digits, folders of images, transforms, and loaders that resume exactly."""
+
+from visionssm.data.digits import load_digits
+from visionssm.data.folder import find_images, load_image_folder, read_image
+from visionssm.data.images import LabeledImages, Splits
+from visionssm.data.loader import ResumableLoader, TransformedImages, make_loader
+from visionssm.data.transforms import Preprocessing, eval_transform, train_transform
+
+__all__ = [
+    "LabeledImages",
+    "Preprocessing",
+    "ResumableLoader",
+    "Splits",
+    "TransformedImages",
+    "eval_transform",
+    "find_images",
+    "load_digits",
+    "load_image_folder",
+    "make_loader",
+    "read_image",
+    "train_transform",
+]

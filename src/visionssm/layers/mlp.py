@@ -1,0 +1,27 @@
+"""The two-layer perceptron of transformer-style blocks."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, linear over the last axis; `gated` makes the first twice as wide and multiplies its halves.
+
+    Example:
+        >>> Mlp(8, 32)(torch.randn(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(self, width: int, hidden: int, gated: bool = False) -> None:
+        super().__init__()
+        self.gated = gated
+        self.fc1 = nn.Linear(width, 2 * hidden if gated else hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        if self.gated:
+            x, gate = x.chunk(2, dim=-1)
+            return self.fc2(x * F.gelu(gate))
+        return self.fc2(F.gelu(x))

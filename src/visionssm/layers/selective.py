@@ -1,0 +1,109 @@
+"""The selective part of every model here: from features to (dt, B, C), and the scan."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import path_scan
+
+_ALL = slice(None)
+DT_INITS = ("mamba", "normal", "uniform", "linear")
+
+
+class SelectiveScan(nn.Module):
+    """Projects features to dt, B and C, separately for each path, and scans along the paths.
+
+    Mamba's selective state space (arXiv 2312.00752) for K paths at once. Each path has its own parameters.
+
+    Args:
+        channels: E.
+        paths: K.
+        state: N, states per channel.
+        dt_rank: R, rank of the step-size projection.
+        dt_init: how dt, A and D start. "mamba": dt weight uniform in +-R^-0.5, dt bias such that softplus(bias) is log-uniform
+            in [0.001, 0.1], A = -(1..N), D = 1. "normal" and "uniform" are VMamba's `ssm_init` "v1" and "v2"; "linear" is
+            what training starts from where a model-wide pass treats dt as any linear layer: truncated normal 0.02, bias 0.
+
+    Shapes:
+        x: (batch, L, E), or (batch, L, K, E) when every path has its own input; path: (K, T) int32.
+        Output: (batch, L, E) summed over the paths, or (batch, L, K, E) with merge=False. `which` takes some of the paths' parameters
+        only, for a table of as many rows.
+
+    dtypes: the projections follow autocast; A, D, the dt bias, the state and the sum over paths are float32.
+
+    Example:
+        >>> from visionssm.ops import paths
+        >>> scan = SelectiveScan(channels=16, paths=4, state=1, dt_rank=2)
+        >>> scan(torch.randn(2, 6 * 7, 16), paths.cross(6, 7)).shape
+        torch.Size([2, 42, 16])
+    """
+
+    def __init__(self, channels: int, paths: int, state: int, dt_rank: int, dt_init: str = "mamba") -> None:
+        super().__init__()
+        if dt_init not in DT_INITS:
+            raise ValueError(f"dt_init: got {dt_init!r}, choose from {', '.join(DT_INITS)}")
+        self.state, self.dt_rank, self.dt_init = state, dt_rank, dt_init
+        self.x_proj_weight = nn.Parameter(torch.empty(paths, dt_rank + 2 * state, channels))
+        self.dt_weight = nn.Parameter(torch.empty(paths, channels, dt_rank))
+        self.dt_bias = nn.Parameter(torch.empty(paths, channels))
+        self.A_log = nn.Parameter(torch.empty(paths, channels, state))
+        self.D = nn.Parameter(torch.empty(paths, channels))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew by `dt_init`."""
+        bound = self.x_proj_weight.shape[2] ** -0.5
+        nn.init.uniform_(self.x_proj_weight, -bound, bound)
+        nn.init.ones_(self.D)
+        self.A_log.copy_(torch.log(torch.arange(1.0, self.state + 1)).expand_as(self.A_log))
+        if self.dt_init == "mamba":
+            nn.init.uniform_(self.dt_weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+            self.dt_bias.copy_(_inverse_softplus_of_log_uniform(self.dt_bias.shape))
+        elif self.dt_init == "normal":
+            nn.init.normal_(self.A_log)
+            nn.init.normal_(self.dt_weight, std=0.1)
+            nn.init.normal_(self.dt_bias, std=0.1)
+        elif self.dt_init == "uniform":
+            nn.init.zeros_(self.A_log)
+            nn.init.uniform_(self.dt_weight, 0, 0.1)
+            nn.init.uniform_(self.dt_bias, 0, 0.1)
+        else:
+            nn.init.trunc_normal_(self.dt_weight, std=0.02)
+            nn.init.zeros_(self.dt_bias)
+
+    def project(self, x: Tensor, which: slice = _ALL) -> tuple[Tensor, Tensor, Tensor]:
+        """dt (batch, L, K, R), B and C (batch, L, K, N) of every path, in image order."""
+        weight = self.x_proj_weight[which]
+        if x.dim() == 3:
+            projected = F.linear(x, weight.flatten(0, 1)).unflatten(-1, (weight.shape[0], -1))
+        else:
+            projected = torch.einsum("blke,kre->blkr", x, weight)
+        dt, B, C = projected.split((self.dt_rank, self.state, self.state), dim=-1)
+        return dt, B, C
+
+    def forward(self, x: Tensor, path: Tensor, merge: bool = True, which: slice = _ALL) -> Tensor:
+        dt, B, C = self.project(x, which)
+        A_log = self.A_log[which]
+        y = path_scan(
+            x.to(dt.dtype),
+            dt,
+            -torch.exp(A_log if A_log.dtype == torch.float64 else A_log.float()),
+            B,
+            C,
+            self.D[which],
+            self.dt_bias[which],
+            path,
+            dt_weight=self.dt_weight[which],
+            merge=merge,
+            out_dtype=torch.promote_types(dt.dtype, torch.float32),
+        )
+        assert isinstance(y, Tensor)
+        return y
+
+
+def _inverse_softplus_of_log_uniform(shape: torch.Size, low: float = 1e-3, high: float = 1e-1) -> Tensor:
+    dt = torch.exp(torch.rand(shape) * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=1e-4)
+    return dt + torch.log(-torch.expm1(-dt))

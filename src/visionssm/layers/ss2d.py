@@ -1,0 +1,114 @@
+"""SS2D: the two-dimensional selective scan block of VMamba (arXiv 2401.10166), which other families vary."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .selective import SelectiveScan
+
+PathBuilder = Callable[..., Tensor]
+
+
+class SS2D(nn.Module):
+    """in_proj, depthwise 3x3 convolution, activation, scan along the paths, norm, gate, out_proj.
+
+    Args:
+        width: C of the block.
+        paths: builds the (K, T) table of a grid: `paths(H, W, device=...)`, one of `visionssm.ops.paths`, or your own.
+        num_paths: K.
+        expansion: E = int(expansion * width).
+        state: N.
+        gate: in_proj makes E more channels, z, and the normalised scan is multiplied by `gate_activation(z)`.
+        conv_bias: bias of the depthwise convolution.
+        conv: False leaves the convolution out; the activation stays.
+        dt_rank: R; ceil(width / 16) by default.
+        activation, gate_activation: module classes without arguments.
+        out_norm: module applied to the merged (batch, H, W, E) map, LayerNorm by default.
+        out_activation: module applied after it, before the gate.
+        combine: module that merges (batch, L, K, E) into (batch, L, E); None sums inside the scan.
+        dt_init: see :class:`SelectiveScan`.
+
+    Shapes: (batch, H, W, C) to (batch, H, W, C).
+
+    Example:
+        >>> from visionssm.ops import paths
+        >>> SS2D(16, paths.cross)(torch.randn(2, 5, 7, 16)).shape
+        torch.Size([2, 5, 7, 16])
+    """
+
+    def __init__(
+        self,
+        width: int,
+        paths: PathBuilder,
+        num_paths: int = 4,
+        *,
+        expansion: float = 2.0,
+        state: int = 16,
+        gate: bool = True,
+        conv: bool = True,
+        conv_bias: bool = True,
+        dt_rank: int | None = None,
+        activation: type[nn.Module] = nn.SiLU,
+        gate_activation: type[nn.Module] = nn.SiLU,
+        out_norm: nn.Module | None = None,
+        out_activation: nn.Module | None = None,
+        combine: nn.Module | None = None,
+        dt_init: str = "mamba",
+    ) -> None:
+        super().__init__()
+        channels = int(expansion * width)
+        self.paths = paths
+        self.in_proj = nn.Linear(width, 2 * channels if gate else channels, bias=False)
+        self.gate = gate_activation() if gate else None
+        self.conv = (
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=conv_bias) if conv else nn.Identity()
+        )
+        self.activation = activation()
+        self.scan = SelectiveScan(channels, num_paths, state, dt_rank or -(-width // 16), dt_init)
+        self.combine = combine
+        self.out_norm = nn.LayerNorm(channels) if out_norm is None else out_norm
+        self.out_activation = out_activation
+        self.out_proj = nn.Linear(channels, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.in_proj(x)
+        z = None
+        if self.gate is not None:
+            x, z = x.chunk(2, dim=-1)
+            z = self.gate(z)
+        x = self.activation(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        y = self.out_norm(self.scan_map(x))
+        if self.out_activation is not None:
+            y = self.out_activation(y)
+        y = y if z is None else y * z
+        return self.out_proj(y.to(x.dtype))
+
+    def scan_map(self, x: Tensor) -> Tensor:
+        """The merged scan of a (batch, H, W, E) map, same shape, float32 or wider."""
+        H, W = x.shape[1:3]
+        y = self.scan(x.flatten(1, 2), self.paths(H, W, device=x.device), merge=self.combine is None)
+        if self.combine is not None:
+            y = self.combine(y)
+        return y.unflatten(1, (H, W))
+
+
+class SoftmaxNorm(nn.Module):
+    """Output norm "softmax" of VMamba's ablation: softmax over the positions of a (batch, H, W, E) map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(x.flatten(1, 2), dim=1).view_as(x)
+
+
+class ConvNorm(nn.Module):
+    """Output norms "dwconv" and "layer_norm_dwconv" of VMamba's ablation: a depthwise 3x3 convolution without bias, after an
+    optional LayerNorm.
+    """
+
+    def __init__(self, channels: int, layer_norm: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels) if layer_norm else nn.Identity()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -1,0 +1,150 @@
+"""From a name to a model: timm's builder, with weights read and loaded strictly by us."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg
+from timm.models._builder import resolve_pretrained_cfg
+from timm.models._manipulate import adapt_input_conv
+from torch import Tensor, nn
+
+from ._checkpoint import StateDict, load_weights, read_checkpoint
+from ._keys import KeyTable
+from ._release import find_release
+
+FEATURES = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
+
+
+def build_model(model_class: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """What every registered function calls.
+
+    Args:
+        model_class: has `key_table`, and may have `prepare_weights(state) -> state`, which resizes what depends on the input size.
+        variant: registered name.
+        pretrained: load the weights that `pretrained_cfg`, possibly overlaid with `file` or `state_dict`, points to.
+        kwargs: the variant's configuration and the user's options; what the class does not know raises a TypeError.
+    """
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")).to_dict()
+    tag = cfg.get("tag")
+
+    def construct(**options: Any) -> nn.Module:
+        model = model_class(**options)
+        if pretrained:
+            state = _fetch(f"{variant}.{tag}" if tag else variant, cfg)
+            source = str(cfg.get("file") or f"the published {variant}")
+            load_published(model, state, cfg, source)
+        return model
+
+    return build_model_with_cfg(construct, variant, False, feature_cfg=dict(FEATURES), **kwargs)
+
+
+def load_published(model: nn.Module, state: Mapping[str, Tensor], cfg: Mapping[str, Any], source: str) -> None:
+    """Loads a state dict under published or own names, adapted to the model's classes and input channels.
+
+    Args:
+        model: one of our models.
+        state: names to tensors.
+        cfg: `num_classes`, `first_conv` and `classifier` as in a pretrained configuration.
+        source: what to call the weights in an error.
+    """
+    own = model.state_dict()
+    converted = dict(state) if set(state) <= set(own) else _key_table(model).from_published(state, own)
+    prepare = getattr(model, "prepare_weights", None)
+    if prepare is not None:
+        converted = prepare(converted)
+    _adapt_first_conv(model, converted, cfg.get("first_conv"))
+    # Norms on the features of dense-prediction forms are not in any classifier's file and start fresh there.
+    own_norms = [name for name in own if name.startswith("out_norms.") and name not in converted]
+    load_weights(model, converted, source=source, fresh=[*_replaced_head(model, converted, cfg), *own_norms])
+
+
+def export_published(model: nn.Module) -> StateDict:
+    """The model's weights under the published names and in the published shapes."""
+    return _key_table(model).to_published(model.state_dict())
+
+
+def _key_table(model: nn.Module) -> KeyTable:
+    table = getattr(model, "key_table", None)
+    if not isinstance(table, KeyTable):
+        raise TypeError(f"{type(model).__name__} has no table of published names")
+    return table
+
+
+def _fetch(name: str, cfg: Mapping[str, Any]) -> StateDict:
+    if cfg.get("state_dict"):
+        return dict(cfg["state_dict"])
+    release = find_release(name)
+    prefer = release.prefer if release else ()
+    if cfg.get("file"):
+        path = Path(cfg["file"])
+        if path.is_dir():
+            path = next((path / f for f in ("model.safetensors", "pytorch_model.bin") if (path / f).is_file()), path)
+        return read_checkpoint(path, prefer=prefer)
+    if not cfg.get("url") and not cfg.get("hf_hub_id"):
+        raise ValueError(
+            f"{name}: no weights were ever published for this model; use pretrained=False, or checkpoint=FILE for your own"
+        )
+    return read_checkpoint(_download(name, cfg), prefer=prefer)
+
+
+def _download(name: str, cfg: Mapping[str, Any]) -> Path:
+    release = find_release(name)
+    address = release.source if release else cfg.get("url")
+    try:
+        if cfg.get("hf_hub_id"):
+            from huggingface_hub import hf_hub_download
+
+            return Path(hf_hub_download(cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "model.safetensors"))
+        from timm.models._hub import download_cached_file
+
+        return Path(download_cached_file(cfg["url"], check_hash=False, progress=True))
+    except Exception as error:  # every transport has errors of its own, all meaning the same to the user
+        raise FileNotFoundError(
+            f"{name}: its weights could not be fetched ({type(error).__name__}). Download {address} on a machine with network, "
+            f"and pass the file: visionssm.create_model({name.partition('.')[0]!r}, checkpoint='FILE')"
+        ) from error
+
+
+def _adapt_first_conv(model: nn.Module, state: StateDict, first_conv: str | None) -> None:
+    """Sums or repeats the first kernels over colours when the model was asked for other input channels."""
+    name = f"{first_conv}.weight"
+    if not first_conv or name not in state:
+        return
+    wanted = model.get_submodule(first_conv).weight.shape[1]
+    if state[name].shape[1] != wanted:
+        state[name] = adapt_input_conv(wanted, state[name], base_chans=state[name].shape[1])
+
+
+def _replaced_head(model: nn.Module, state: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> list[str]:
+    """Names of the classifier's tensors when the model has another number of classes than the weights."""
+    classes = getattr(model, "num_classes", None)
+    heads = cfg.get("classifier") or ()
+    names = [
+        f"{head}.{part}" for head in ((heads,) if isinstance(heads, str) else heads) for part in ("weight", "bias")
+    ]
+    held = {state[name].shape[0] for name in names if name in state}
+    return names if held and classes is not None and held != {classes} else []
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable and frozen parameters, buffers not counted."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def init_linear_layers(model: nn.Module, std: float = 0.02) -> None:
+    """Truncated normal weights (cut at +-2) and zero biases for every nn.Linear; what most of these models start from."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def choose(option: str, given: str, choices: Any) -> Any:
+    """The entry of `choices` (a mapping, or a sequence of names) that the user gave, or a ValueError that lists them."""
+    if given not in choices:
+        raise ValueError(f"{option}: got {given!r}, choose from {', '.join(choices)}")
+    return choices[given] if isinstance(choices, Mapping) else given

@@ -1,0 +1,159 @@
+"""Weight files: reading every published container safely, and loading strictly.
+
+Files are untrusted: only tensors and plain containers are built from them. What else a training script pickled beside the weights
+(argument namespaces, configuration nodes) is replaced by an inert placeholder, whose code never runs.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._messages import shortened
+
+CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema", "ema_model")
+PREFIXES = ("module.", "model.", "backbone.")
+StateDict = dict[str, Tensor]
+Convert = Callable[[Mapping[str, Tensor], nn.Module], StateDict]
+
+
+def read_checkpoint(path: str | Path, *, prefer: Iterable[str] = ()) -> StateDict:
+    """Reads the tensors of a weight file, whatever published container they are in.
+
+    Args:
+        path: `.safetensors`, or any file that torch.save wrote: a bare state dict or one under `model`, `state_dict`, `model_ema`,
+            `state_dict_ema` or `ema_model`; prefixes `module.`, `model.` and `backbone.` that all names share are removed.
+        prefer: containers to look for first, such as ("model_ema",).
+
+    Returns:
+        Names as in the file, without container and prefix, to tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated, not a weight file (a saved web page, say), or holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: there is no file {path}")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for name in (*prefer, *CONTAINERS):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors: expected a state dict, or one under {', '.join(CONTAINERS)}")
+    return _strip_prefixes(tensors)
+
+
+def _strip_prefixes(tensors: StateDict) -> StateDict:
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in tensors):
+                tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+                stripped = True
+    return tensors
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def _read_torch(path: Path) -> Any:
+    # Only names as unsafe as a class from a package that need not be installed are replaced; nothing of the file's own choice runs.
+    try:
+        unsafe = (
+            torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else _COMMON_GLOBALS
+        )
+        with torch.serialization.safe_globals([(_placeholder(name), name) for name in unsafe]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise ValueError(_unreadable(path, error)) from error
+
+
+_COMMON_GLOBALS = ("argparse.Namespace", "yacs.config.CfgNode")
+
+
+def _placeholder(name: str) -> type:
+    """A class that takes any arguments and any state, keeps nothing, and runs nothing."""
+
+    def swallow(self: Any, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return dict.__new__(cls)
+
+    return type(name.rpartition(".")[2], (dict,), {"__new__": new, "__init__": swallow, "__setstate__": swallow})
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        start = file.read(256).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return (
+            f"{path} is a web page, not a weight file: download the file itself (a link that ends in the file's name)"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        return f"{path} is a Git LFS pointer, not the weights: fetch the file itself (`git lfs pull`)"
+    size = path.stat().st_size
+    return f"{path} cannot be read as a weight file ({size:,} bytes; truncated, or of another kind?): {shortened(str(error))}"
+
+
+def load_weights(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    fresh: Iterable[str] = (),
+) -> None:
+    """Copies a state dict under our names into a model, strictly.
+
+    Args:
+        model: the model.
+        state: names to tensors.
+        source: what to call the weights in an error.
+        fresh: tensors that keep the model's values, because the model was asked to differ there (another number of classes).
+
+    Raises:
+        ValueError: with all missing, unexpected and differently shaped tensors at once.
+    """
+    own = model.state_dict()
+    fresh = set(fresh)
+    # Counters of batches seen are not weights; older files do without.
+    optional = {name for name in own if name.endswith("num_batches_tracked")}
+    missing = [name for name in own if name not in state and name not in fresh | optional]
+    unexpected = [name for name in state if name not in own and name not in fresh]
+    reshaped = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and name not in fresh and state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    model.load_state_dict({name: state[name] for name in own if name in state and name not in fresh}, strict=False)

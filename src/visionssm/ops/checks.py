@@ -1,0 +1,121 @@
+"""What a call of the operator must satisfy, with an error that names the argument, what it got and what it needs."""
+
+import weakref
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Sizes(NamedTuple):
+    """The legend of the operator's shapes."""
+
+    batch: int
+    L: int
+    K: int
+    E: int
+    N: int
+    T: int
+
+
+def check_tensors(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_weight: Tensor | None,
+    path: Tensor,
+    initial_state: Tensor | None,
+) -> Sizes:
+    """Shapes, dtypes and devices of all arguments; returns the sizes they agree on."""
+    if A.dim() != 3:
+        raise ValueError(f"A: got shape {_shape(A)}, need (K, E, N)")
+    if path.dim() != 2:
+        raise ValueError(f"path: got shape {_shape(path)}, need (K, T)")
+    if x.dim() not in (3, 4):
+        raise ValueError(f"x: got shape {_shape(x)}, need (batch, L, E), or (batch, L, K, E) for an input per path")
+    K, E, N = A.shape
+    T = path.shape[1]
+    batch, L = x.shape[:2]
+    sizes = f"with batch={batch}, L={L} from x and K={K}, E={E}, N={N} from A"
+    _need("x", x, (batch, L, E) if x.dim() == 3 else (batch, L, K, E), sizes)
+    if dt_weight is None:
+        _need("dt", dt, (batch, L, K, E), sizes + "; give dt_weight (K, E, R) for a low-rank dt")
+    else:
+        _need("dt_weight", dt_weight, (K, E, dt_weight.shape[-1]), sizes)
+        _need("dt", dt, (batch, L, K, dt_weight.shape[-1]), sizes + f" and R={dt_weight.shape[-1]} from dt_weight")
+    _need("B", B, (batch, L, K, N), sizes)
+    _need("C", C, (batch, L, K, N), sizes)
+    _need("path", path, (K, T), sizes)
+    for name, value, shape in (
+        ("D", D, (K, E)),
+        ("dt_bias", dt_bias, (K, E)),
+        ("initial_state", initial_state, (batch, K, E, N)),
+    ):
+        if value is not None:
+            _need(name, value, shape, sizes)
+    if min(L, K, E, N, T) < 1:
+        raise ValueError(f"every size but batch must be at least 1, got L={L}, K={K}, E={E}, N={N}, T={T}")
+    named = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias, "dt_weight": dt_weight}
+    for name, value in (named | {"initial_state": initial_state}).items():
+        if value is not None and value.dtype not in FLOATS:
+            raise TypeError(
+                f"{name}: got {value.dtype}, need a real floating dtype: float32, bfloat16, float16 or float64"
+            )
+    if path.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"path: got {path.dtype}, need int32 (or int64) positions")
+    for name, value in (named | {"initial_state": initial_state, "path": path}).items():
+        if value is not None and value.device != x.device:
+            raise ValueError(f"{name}: is on {value.device}, but x is on {x.device}; move it there")
+    return Sizes(batch, L, K, E, N, T)
+
+
+def _need(name: str, value: Tensor, shape: tuple[int, ...], sizes: str) -> None:
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name}: got shape {_shape(value)}, need {tuple(shape)} {sizes}")
+
+
+def _shape(value: Tensor) -> tuple[int, ...]:
+    return tuple(value.shape)
+
+
+_checked: dict[int, tuple[weakref.ref[Tensor], int, int, bool]] = {}
+
+
+def check_path(path: Tensor, length: int) -> bool:
+    """Checks the entries of a (K, T) table for maps of `length` positions; returns whether every path visits every position.
+
+    The answer is remembered for as long as the tensor lives and is not written to.
+    """
+    known = _checked.get(id(path))
+    if known is not None and known[0]() is path and known[1:3] == (path._version, length):
+        return known[3]
+    complete = _check_entries(path, length)
+    if len(_checked) > 4096:
+        _checked.clear()
+    _checked[id(path)] = (weakref.ref(path), path._version, length, complete)
+    return complete
+
+
+def _check_entries(path: Tensor, length: int) -> bool:
+    table = path.cpu().long()
+    lowest, highest = int(table.min()), int(table.max())
+    if lowest < -1 or highest >= length:
+        bad = lowest if lowest < -1 else highest
+        raise ValueError(
+            f"path: visits position {bad}, need 0 to {length - 1} (x has L={length} positions), or -1 for a step over padding"
+        )
+    visits = torch.zeros(table.shape[0], length + 1, dtype=torch.long)
+    visits.scatter_add_(1, torch.where(table < 0, length, table), torch.ones_like(table))
+    visits = visits[:, :length]
+    if int(visits.max()) > 1:
+        k, position = (visits > 1).nonzero()[0].tolist()
+        raise ValueError(
+            f"path: row {k} visits position {position} more than once; a path visits each position at most once"
+        )
+    return bool((visits == 1).all())

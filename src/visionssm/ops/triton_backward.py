@@ -1,0 +1,253 @@
+"""Backward kernels: `tile_backward`, and `adjoint_states`, its first pass when few images are cut into chunks.
+
+With g[t] = C[t] dy[t] + decay[t + 1] g[t + 1], walked from the last step to the first, every gradient is a sum over g and the
+states, which are rebuilt tile by tile from those that forward kept. What programs must add up goes to partial sums, one for each
+block of channels (dB, dC) or for each image and chunk (dA, dD, d dt_bias), so that the order of every addition is fixed.
+"""
+
+import triton
+import triton.language as tl
+
+from .triton_common import (
+    LN2,
+    LOG2E,
+    expm1_over_slope,
+    find_steps,
+    input_coefficient,
+    load_or_zero,
+    load_positions,
+    load_weight,
+    pick_row,
+    project_dt,
+    scan_steps,
+    sigmoid_of_softplus,
+    softplus,
+)
+from .triton_forward import locate, write_rows
+
+
+@triton.jit
+def _load_delta(
+    dt, weight, bias, position, visited, is_step, mask, stride_dtl, lanes, ranks,
+    R: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    if R > 0:
+        raw = project_dt(dt, weight, position, visited, stride_dtl, ranks, R, PAD or TAIL, UPCAST)
+    else:
+        raw = load_or_zero(dt + position[:, None] * stride_dtl + lanes[None, :], mask, MASKED)
+    delta = raw + bias[None, :]
+    if SOFTPLUS:
+        delta = softplus(delta)
+    if TAIL:
+        delta = tl.where(is_step[:, None], delta, 0.0)
+    return delta
+
+
+@triton.jit
+def _walk_back(decay, out, carried, rows, BT: tl.constexpr):
+    """g[t] = out[t] + decay[t + 1] g[t + 1] along the rows of a tile; returns g, and decay[0] g[0], what reaches the step before."""
+    g = tl.zeros_like(decay)
+    for i in tl.static_range(BT):
+        row = pick_row(out, rows, BT - 1 - i) + carried
+        g = tl.where((rows == BT - 1 - i)[:, None], row[None, :], g)
+        carried = pick_row(decay, rows, BT - 1 - i) * row
+    return g, carried
+
+
+@triton.jit(do_not_specialize=["zero", "chunks", "chunk_steps", "T", "kept"])
+def tile_backward(
+    x, dt, weight, A, B, C, D, dt_bias, path, checkpoints, grad_y, carry, scratch,
+    grad_x, merged, grad_raw, grad_A, grad_B, grad_C, grad_D, grad_bias,
+    stride_xb, stride_xl, stride_xk, stride_dtb, stride_dtl, stride_dtk, stride_Bb, stride_Bl, stride_Bk,
+    stride_Cb, stride_Cl, stride_Ck, stride_pk, stride_yb, stride_yl, stride_yk, stride_gxb, stride_gxl, stride_gxk,
+    images, L, K, T, E, chunks, chunk_steps, kept, zero,
+    N: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, BE: tl.constexpr, BT: tl.constexpr, VEC: tl.constexpr, STEPS: tl.constexpr,
+    SOFTPLUS: tl.constexpr, ZOH: tl.constexpr, MERGE: tl.constexpr, ZEROED: tl.constexpr, MASK: tl.constexpr, PAD: tl.constexpr,
+    TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """`carry` (batch, K, chunks, N, E) holds decay g from the step after each chunk, and at the end that from its first step.
+
+    It and `grad_A` (batch, K, chunks, N, E) are carried from tile to tile in memory, for n is a run-time loop: unrolled, 16 states
+    do not fit into registers. `scratch` (batch, K, chunks, STEPS // BT, N, E) takes the states that enter the tiles between two
+    checkpoints. `grad_raw` (batch, L, K, E) is the gradient of dt + dt_bias, before softplus. `grad_B` and `grad_C` are
+    (blocks, batch, L, K, N), `grad_D` and `grad_bias` (batch, K, chunks, E).
+    """
+    TILES: tl.constexpr = STEPS // BT
+    MASKED: tl.constexpr = MASK or PAD or TAIL
+    blocks = tl.cdiv(E, BE)
+    block, chunk, image, first, end = locate(blocks, chunks, K, MERGE)
+    channels = block * BE + tl.arange(0, BE)
+    lanes = tl.multiple_of(channels + zero, VEC)
+    in_range = channels < E
+    rows, ranks = tl.arange(0, BT), tl.arange(0, RANKS)
+    t0 = chunk * chunk_steps
+    stop = tl.minimum(t0 + chunk_steps, T)
+    for k in range(first, end):
+        wide_k = image * 0 + k
+        walk = image * K + k
+        x_k = x + image * stride_xb + wide_k * stride_xk
+        dt_k = dt + image * stride_dtb + wide_k * stride_dtk
+        B_k = B + image * stride_Bb + wide_k * stride_Bk
+        C_k = C + image * stride_Cb + wide_k * stride_Ck
+        y_k = grad_y + image * stride_yb + wide_k * stride_yk
+        grad_x_k = grad_x + image * stride_gxb + wide_k * stride_gxk
+        merged_k = merged + image * stride_gxb
+        grad_raw_k = grad_raw + image * L * K * E + k * E
+        grad_BC_k = (block * images + image) * L * (K * N) + k * N
+        path_k = path + k * stride_pk
+        part = walk * chunks + chunk
+        state_k = part * (N * E) + channels
+        if R > 0:
+            weight_k = load_weight(weight + k * E * R, channels, in_range, ranks, R, UPCAST)
+        else:
+            weight_k = 0
+        bias = tl.zeros([BE], tl.float32)
+        if dt_bias is not None:
+            bias = tl.load(dt_bias + k * E + channels, mask=in_range, other=0.0)
+        skip = tl.zeros([BE], tl.float32)
+        if D is not None:
+            skip = tl.load(D + k * E + channels, mask=in_range, other=0.0)
+        skip_sum = tl.zeros([BE], tl.float32)
+        bias_sum = tl.zeros([BE], tl.float32)
+        spans = tl.cdiv(stop - t0, STEPS)
+        for i in range(spans):
+            span = t0 + (spans - 1 - i) * STEPS
+            tiles = tl.cdiv(tl.minimum(stop - span, STEPS), BT)
+            entering = checkpoints + (walk * kept + span // STEPS) * (N * E) + channels
+            if TILES > 1:
+                rebuilt = scratch + part * (TILES * N * E) + channels
+                for n in range(N):
+                    tl.store(rebuilt + n * E, tl.load(entering + n * E, mask=in_range, other=0.0), mask=in_range)
+                for tile in range(tiles - 1):
+                    t = span + tile * BT
+                    steps, is_step = find_steps(t, stop, rows, False)
+                    position, visited = load_positions(path_k, steps, is_step, PAD, False, WIDE)
+                    mask = visited[:, None] & in_range[None, :]
+                    x_rows = load_or_zero(x_k + position[:, None] * stride_xl + lanes[None, :], mask, MASK or PAD)
+                    delta = _load_delta(
+                        dt_k, weight_k, bias, position, visited, is_step, mask, stride_dtl, lanes, ranks,
+                        R, SOFTPLUS, MASK or PAD, PAD, False, UPCAST,
+                    )  # fmt: skip
+                    for n in range(N):
+                        before = rebuilt + (tile * N + n) * E
+                        a = tl.load(A + (k * N + n) * E + channels, mask=in_range, other=0.0) * LOG2E
+                        B_rows = load_or_zero(B_k + position * stride_Bl + n, visited, PAD)
+                        delta_a = delta * a[None, :]
+                        decay = tl.exp2(delta_a)
+                        drive = input_coefficient(delta, delta_a, decay, ZOH) * x_rows * B_rows[:, None]
+                        h = scan_steps(decay, drive, tl.load(before, mask=in_range, other=0.0), rows)
+                        tl.store(before + N * E, pick_row(h, rows, BT - 1), mask=in_range)
+                tl.debug_barrier()
+                entering = rebuilt
+            for j in range(tiles):
+                tile = tiles - 1 - j
+                t = span + tile * BT
+                steps, is_step = find_steps(t, stop, rows, TAIL)
+                position, visited = load_positions(path_k, steps, is_step, PAD, TAIL, WIDE)
+                mask = visited[:, None] & in_range[None, :]
+                x_rows = load_or_zero(x_k + position[:, None] * stride_xl + lanes[None, :], mask, MASKED)
+                dy = load_or_zero(y_k + position[:, None] * stride_yl + lanes[None, :], mask, MASKED)
+                delta = _load_delta(
+                    dt_k, weight_k, bias, position, visited, is_step, mask, stride_dtl, lanes, ranks,
+                    R, SOFTPLUS, MASKED, PAD, TAIL, UPCAST,
+                )  # fmt: skip
+                dx = dy * skip[None, :]
+                d_delta = tl.zeros([BT, BE], tl.float32)
+                skip_sum += tl.sum(dy * x_rows, 0)
+                for n in range(N):
+                    a = tl.load(A + (k * N + n) * E + channels, mask=in_range, other=0.0) * LOG2E
+                    carried = tl.load(carry + state_k + n * E, mask=in_range, other=0.0)
+                    a_sum = tl.load(grad_A + state_k + n * E, mask=in_range & ((channels * 0 + i + j) > 0), other=0.0)
+                    state = tl.load(entering + (tile * N + n) * E, mask=in_range, other=0.0)
+                    B_rows = load_or_zero(B_k + position * stride_Bl + n, visited, PAD or TAIL)
+                    C_rows = load_or_zero(C_k + position * stride_Cl + n, visited, PAD or TAIL)
+                    delta_a = delta * a[None, :]
+                    decay = tl.exp2(delta_a)
+                    coefficient = input_coefficient(delta, delta_a, decay, ZOH)
+                    drive = coefficient * x_rows * B_rows[:, None]
+                    h = scan_steps(decay, drive, state, rows)
+                    g, carried = _walk_back(decay, C_rows[:, None] * dy, carried, rows, BT)
+                    held = g * (h - drive)
+                    gB = g * B_rows[:, None]
+                    dx += gB * coefficient
+                    if ZOH:
+                        d_delta += held * (a * LN2)[None, :] + gB * x_rows * decay
+                        slope = delta * delta * expm1_over_slope(delta_a * LN2, decay)
+                        a_sum += tl.sum(held * delta + gB * x_rows * slope, 0)
+                    else:
+                        d_delta += held * (a * LN2)[None, :] + gB * x_rows
+                        a_sum += tl.sum(held * delta, 0)
+                    tl.store(carry + state_k + n * E, carried, mask=in_range)
+                    tl.store(grad_A + state_k + n * E, a_sum, mask=in_range)
+                    at = grad_BC_k + position * (K * N) + n
+                    tl.store(grad_B + at, tl.sum(g * coefficient * x_rows, 1), mask=visited)
+                    tl.store(grad_C + at, tl.sum(dy * h, 1), mask=visited)
+                if SOFTPLUS:
+                    d_delta *= sigmoid_of_softplus(delta)
+                if TAIL:
+                    d_delta = tl.where(is_step[:, None], d_delta, 0.0)
+                bias_sum += tl.sum(d_delta, 0)
+                raw_at = grad_raw_k + position[:, None] * (K * E) + lanes[None, :]
+                tl.store(raw_at, d_delta.to(grad_raw.dtype.element_ty), mask=mask)
+                at = position[:, None] * stride_gxl + lanes[None, :]
+                write_rows(grad_x_k, merged_k, at, dx, k, K, mask, MASKED, MERGE, ZEROED)
+                tl.debug_barrier()
+        tl.store(grad_D + part * E + channels, skip_sum, mask=in_range)
+        tl.store(grad_bias + part * E + channels, bias_sum, mask=in_range)
+
+
+@triton.jit(do_not_specialize=["zero", "chunks", "chunk_steps", "T"])
+def adjoint_states(
+    dt, weight, A, C, dt_bias, path, grad_y, carry, delta_sums,
+    stride_dtb, stride_dtl, stride_dtk, stride_Cb, stride_Cl, stride_Ck, stride_pk, stride_yb, stride_yl, stride_yk,
+    K, T, E, chunks, chunk_steps, zero,
+    N: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, BE: tl.constexpr, BT: tl.constexpr, VEC: tl.constexpr,
+    SOFTPLUS: tl.constexpr, MASK: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """What each chunk alone sends to the step before it, into the zeroed `carry` (batch, K, chunks, N, E), and its sum of delta.
+
+    The rows of a tile are read in reverse, so that the adjoint recurrence is a scan like forward's.
+    """
+    block, chunk, image, k, _ = locate(tl.cdiv(E, BE), chunks, K, False)
+    channels = block * BE + tl.arange(0, BE)
+    lanes = tl.multiple_of(channels + zero, VEC)
+    in_range = channels < E
+    rows, ranks = tl.arange(0, BT), tl.arange(0, RANKS)
+    t0 = chunk * chunk_steps
+    stop = tl.minimum(t0 + chunk_steps, T)
+    wide_k = image * 0 + k
+    part = (image * K + k) * chunks + chunk
+    dt += image * stride_dtb + wide_k * stride_dtk
+    C += image * stride_Cb + wide_k * stride_Ck
+    grad_y += image * stride_yb + wide_k * stride_yk
+    path += k * stride_pk
+    if R > 0:
+        weight_k = load_weight(weight + k * E * R, channels, in_range, ranks, R, UPCAST)
+    else:
+        weight_k = 0
+    bias = tl.zeros([BE], tl.float32)
+    if dt_bias is not None:
+        bias = tl.load(dt_bias + k * E + channels, mask=in_range, other=0.0)
+    delta_sum = tl.zeros([BE], tl.float32)
+    for i in range(tl.cdiv(stop - t0, BT)):
+        last = stop - 1 - i * BT
+        steps = last - rows
+        is_step = steps >= t0 if TAIL else rows >= 0
+        position, visited = load_positions(path, steps, is_step, PAD, TAIL, WIDE)
+        mask = visited[:, None] & in_range[None, :]
+        dy = load_or_zero(grad_y + position[:, None] * stride_yl + lanes[None, :], mask, MASK or PAD or TAIL)
+        delta = _load_delta(
+            dt, weight_k, bias, position, visited, is_step, mask, stride_dtl, lanes, ranks,
+            R, SOFTPLUS, MASK or PAD or TAIL, PAD, TAIL, UPCAST,
+        )  # fmt: skip
+        delta_sum += tl.sum(delta, 0)
+        for n in range(N):
+            state = carry + (part * N + n) * E + channels
+            a = tl.load(A + (k * N + n) * E + channels, mask=in_range, other=0.0) * LOG2E
+            C_rows = load_or_zero(C + position * stride_Cl + n, visited, PAD or TAIL)
+            decay = tl.exp2(delta * a[None, :])
+            drive = decay * C_rows[:, None] * dy
+            u = scan_steps(decay, drive, tl.load(state, mask=in_range, other=0.0), rows)
+            tl.store(state, pick_row(u, rows, BT - 1), mask=in_range)
+        tl.debug_barrier()
+    tl.store(delta_sums + part * E + channels, delta_sum, mask=in_range)

@@ -1,0 +1,46 @@
+"""Find out where numbers stop being finite."""
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def first_nonfinite_module(model: nn.Module, images: torch.Tensor | None) -> str:
+    """Name the place where a value that isn't finite appears first: input, weights, a module's output, or a gradient.
+
+    Args:
+        model: the model as it was when the step went wrong, gradients included.
+        images: the batch of that step, (batch, channels, H, W).
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> _ = model[1].bias.data.fill_(float("inf"))
+        >>> first_nonfinite_module(model, torch.ones(1, 2))
+        'the weight 1.bias'
+    """
+    if images is not None and not torch.isfinite(images).all():
+        return "the input images"
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"the weight {name}"
+    found: list[str] = []
+
+    def check(name: str) -> object:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if not found and isinstance(output, torch.Tensor) and not torch.isfinite(output).all():
+                found.append(f"the output of {name or 'the model'} ({type(module).__name__})")
+
+        return hook
+
+    handles = [module.register_forward_hook(check(name)) for name, module in model.named_modules()]  # type: ignore[arg-type]
+    try:
+        if images is not None:
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return found[0]
+    # Gradients flow from the last module to the first one: the last in order is the first to go wrong.
+    bad = [name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+    return f"the gradient of {bad[-1]}" if bad else "the gradients' norm"
