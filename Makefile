@@ -7,6 +7,8 @@
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
+# Waiting threads sleep: where others use the same cores, OpenMP's habit of spinning slows small models down many times.
+export OMP_WAIT_POLICY ?= passive
 PY = "$(VENV)/bin/python"
 
 # An environment is up to date when it was installed from these files, in this folder, with this compiler.

@@ -14,7 +14,9 @@ DATA = Path(__file__).parent / "parity" / "data"
 
 
 def fixtures(family: str, *, having: str = "logits", slow: tuple[str, ...] = ()) -> list[Any]:
-    """Parameters for pytest: every model fixture of a family that has a key; those with a part of a name in `slow` are marked."""
+    """Parameters for pytest: every model fixture of a family that has a key; those with a part of a name in `slow` are
+    marked.
+    """
     names = [path.stem for path in sorted((DATA / family).glob("*.json")) if having in read_fixture(path)]
     return [pytest.param(n, marks=pytest.mark.slow) if any(part in n for part in slow) else n for n in names]
 
@@ -28,7 +30,9 @@ def operator_vectors(family: str, name: str) -> Any:
     return np.load(DATA / family / f"{name}.npz")
 
 
-def load_fixture_weights(model, content: dict[str, Any], source: str, extra: dict[str, torch.Tensor] | None = None) -> None:
+def load_fixture_weights(
+    model, content: dict[str, Any], source: str, extra: dict[str, torch.Tensor] | None = None
+) -> None:
     """Loads the weights of a fixture under their published names, strictly."""
     load_published(model, {**rule_state_dict(content), **(extra or {})}, model.pretrained_cfg, source)
 
@@ -69,5 +73,3 @@ def assert_gradients(model, content: dict[str, Any], tolerance: float, skip: tup
 def published_gradients(model, gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Gradients under published names: they are split and renamed as the weights are."""
     return model.key_table.to_published(gradients)
-
-

@@ -27,7 +27,9 @@ def load(model, content, name: str) -> None:
     load_fixture_weights(model, content, name, extra=out_norms)
 
 
-@pytest.mark.parametrize("name", fixtures("vmamba", slow=("small", "base", "vanilla_vmamba_tiny_256", "vanilla_vmamba_tiny_224")))
+@pytest.mark.parametrize(
+    "name", fixtures("vmamba", slow=("small", "base", "vanilla_vmamba_tiny_256", "vanilla_vmamba_tiny_224"))
+)
 def test_logits_and_features_match_the_published_model(name):
     content = fixture("vmamba", name)
     model = build(name)

@@ -12,7 +12,7 @@ import visionssm
 from visionssm.cli import errors
 
 # One module of visionssm.cli per command, in the order in which `visionssm --help` shows them.
-COMMANDS = ("train", "eval", "predict", "demo", "doctor")
+COMMANDS = ("train", "eval", "predict", "demo", "list", "info", "convert", "verify", "doctor")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -37,7 +37,8 @@ def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     parser = CommandParser(
         prog="visionssm",
         description="Vision state-space backbones: Vim, VMamba, MambaVision and their relatives.",
-        epilog="example:\n  visionssm train --model vmamba_nano --epochs 10\n\n`visionssm COMMAND --help` describes a command and gives an example.",
+        epilog="example:\n  visionssm train --model vmamba_nano --epochs 10\n\n"
+        "`visionssm COMMAND --help` describes a command and gives an example.",
     )
     parser.add_argument("--version", action="version", version=f"visionssm {visionssm.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -27,6 +27,15 @@ struct Block {
     block.width = smaller(block.padded, E - block.first);
     return block;
   }
+
+  // Part i of `count` of this block.
+  Block part(int64_t i, int64_t count, int64_t E) const {
+    Block inner = of(i, count, padded);
+    inner.first_vector += first_vector;
+    inner.first += first;
+    inner.width = smaller(inner.padded, E - inner.first);
+    return inner;
+  }
 };
 
 // A, D, dt_bias and dt_weight of one vector of channels lie together: one vector each for D, the bias, the N columns of A and
@@ -193,27 +202,11 @@ static void step_sizes(
   return low_rank_step_sizes<T, false>(tile, parameters, k, block, delta);
 }
 
-// A map of sums over the paths, for one block of channels: rows of T, `stride` numbers apart.
+// The states (N rows of E channels) that forward keeps of one path before step t.
 template <class T>
-struct SumMap {
-  T* data;
-  int64_t stride;
-};
-
-// Adds a row to what earlier paths left in `sums`, and writes it to `target` if that is given, else back to `sums`.
-template <class T>
-INLINE void finish_row(
-    const T* row, const Block<T>& block, const SumMap<T>& sums, int64_t p, bool add, const Tensor* target, char* out) {
-  constexpr int W = kLanes<T>;
-  for (int64_t v = 0; v < block.vectors; v++) {
-    const int64_t lanes = smaller(W, block.width - v * W);
-    Vector<T> value = load(row + v * W);
-    if (add) value = load_part(sums.data + p * sums.stride + v * W, lanes) + value;
-    if (target)
-      write_lanes(target->dtype, out, v * W, value, lanes);
-    else
-      store_part(sums.data + p * sums.stride + v * W, value, lanes);
-  }
+static T* checkpoint(const Arguments& a, int64_t b, int64_t k, int64_t t, int64_t channel) {
+  const int64_t kept = divide_up(a.T, a.checkpoint_steps);
+  return (T*)a.checkpoints + ((b * a.K + k) * kept + t / a.checkpoint_steps) * a.N * a.E + channel;
 }
 
 }  // namespace visionssm::VISIONSSM_TARGET

@@ -6,6 +6,7 @@
 #pragma once
 #include "block.h"
 #include "memory.h"
+#include "path_sum.h"
 
 namespace visionssm::VISIONSSM_TARGET {
 
@@ -105,12 +106,6 @@ static void save_state(const Arguments& a, int64_t b, int64_t k, const Block<T>&
 }
 
 template <class T>
-static T* checkpoint(const Arguments& a, int64_t b, int64_t k, int64_t t, int64_t channel) {
-  const int64_t kept = divide_up(a.T, a.checkpoint_steps);
-  return (T*)a.checkpoints + ((b * a.K + k) * kept + t / a.checkpoint_steps) * a.N * a.E + channel;
-}
-
-template <class T>
 static void keep_state(const Arguments& a, int64_t b, int64_t k, int64_t t, const Block<T>& block, const T* state) {
   constexpr int W = kLanes<T>;
   T* target = checkpoint<T>(a, b, k, t, block.first);
@@ -171,36 +166,9 @@ static void forward_path(
 template <class T>
 static void forward_block(
     const Arguments& a, const Parameters<T>& parameters, int64_t b, const Block<T>& block, const ForwardScratch<T>& scratch) {
-  if (!a.merge || (a.K == 1 && a.complete)) {
-    for (int64_t k = 0; k < a.K; k++) forward_path(a, parameters, b, k, block, {}, false, &a.y, scratch);
-    return;
-  }
-  const bool in_place = a.y.dtype == Simd<T>::dtype;
-  SumMap<T> sums = {scratch.map, block.padded};
-  if (in_place) sums = {(T*)address(a.y, b, 0, 0, block.first), a.y.position_stride};
-  if (!in_place && !a.complete) memset(sums.data, 0, a.L * sums.stride * sizeof(T));
-  for (int64_t k = 0; k < a.K; k++) {
-    const bool last = a.complete && k == a.K - 1;
-    forward_path(a, parameters, b, k, block, sums, !a.complete || k > 0, last ? &a.y : nullptr, scratch);
-  }
-  if (in_place || a.complete) return;
-  for (int64_t p = 0; p < a.L; p++)
-    finish_row(sums.data + p * sums.stride, block, {}, p, false, &a.y, address(a.y, b, p, 0, block.first));
-}
-
-// The sum over the paths' own maps, (K, batch, L, E), at one position.
-template <class T>
-static void merge_position(const Arguments& a, const T* maps, const Tensor& target, int64_t b, int64_t p) {
-  constexpr int W = kLanes<T>;
-  char* out = address(target, b, p, 0, 0);
-  for (int64_t e = 0; e < a.E; e += W) {
-    const int64_t lanes = smaller(W, a.E - e);
-    const T* source = maps + (b * a.L + p) * a.E + e;
-    Vector<T> value = load_part(source, lanes);
-    if (!a.complete) value = Vector<T>{} + value;
-    for (int64_t k = 1; k < a.K; k++) value = value + load_part(source + k * a.batch * a.L * a.E, lanes);
-    write_lanes(target.dtype, out, e, value, lanes);
-  }
+  walk_paths(a, a.y, !a.merge, b, block, scratch.map, [&](int64_t k, const SumMap<T>& sums, bool add, const Tensor* target) {
+    forward_path(a, parameters, b, k, block, sums, add, target, scratch);
+  });
 }
 
 // How the channels are cut into blocks, and whether paths are tasks of their own.
@@ -230,7 +198,7 @@ static Status forward(const Arguments& a) {
   const Plan plan = forward_plan<T>(a);
   const int64_t padded = divide_up(divide_up(a.E, kLanes<T>), plan.blocks) * kLanes<T>;
   const bool own_maps = plan.apart && a.merge;
-  const bool keeps_map = a.merge && !own_maps && a.y.dtype != Simd<T>::dtype && !(a.K == 1 && a.complete);
+  const bool keeps_map = !own_maps && needs_map<T>(a, a.y, !a.merge);
   Arena measure;
   ForwardScratch<T>(measure, a, padded, keeps_map);
   const int64_t per_thread = measure.used;
@@ -264,10 +232,7 @@ static Status forward(const Arguments& a) {
               forward_path(a, parameters, b, k, block, {}, false, &a.y, scratch);
               continue;
             }
-            T* map = maps + (k * a.batch + b) * a.L * a.E + block.first;
-            if (!a.complete)
-              for (int64_t p = 0; p < a.L; p++) memset(map + p * a.E, 0, block.width * sizeof(T));
-            forward_path<T>(a, parameters, b, k, block, {map, a.E}, false, nullptr, scratch);
+            forward_path(a, parameters, b, k, block, own_map(a, maps, b, k, block), false, nullptr, scratch);
           }
 #pragma omp for collapse(2) schedule(static)
       for (int64_t b = 0; b < (a.merge ? a.batch : 0); b++)

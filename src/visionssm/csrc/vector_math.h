@@ -4,7 +4,7 @@
 // error that shrinks with its distance from 1, and a state that decays slowly over many steps stays accurate. Doubles call the
 // C library, lane by lane.
 #pragma once
-#include <cmath>
+#include <math.h>
 
 #include "simd.h"
 
@@ -123,9 +123,9 @@ INLINE doubles softplus_slope(doubles delta) { return each<softplus_slope_lane>(
 template <class T, class V>
 INLINE V zoh_slope(V z, Decay<V> e) {
   const V threshold = broadcast<T>(sizeof(T) == sizeof(float) ? 0.5 : 1e-2);
+  constexpr double coefficients[] = {1.0 / 5760, 1.0 / 840, 1.0 / 144, 1.0 / 30, 1.0 / 8, 1.0 / 3, 1.0 / 2};
   V series = broadcast<T>(1.0 / 45360);
-  for (double coefficient : {1.0 / 5760, 1.0 / 840, 1.0 / 144, 1.0 / 30, 1.0 / 8, 1.0 / 3, 1.0 / 2})
-    series = fma(series, z, broadcast<T>(coefficient));
+  for (double coefficient : coefficients) series = fma(series, z, broadcast<T>(coefficient));
   const V away = (e.factor - e.minus_one / z) / z;
   return (z < threshold) & (z > -threshold) ? series : away;
 }

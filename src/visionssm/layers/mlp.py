@@ -1,6 +1,5 @@
 """The two-layer perceptron of transformer-style blocks."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

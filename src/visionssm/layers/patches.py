@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 
 class PatchStem(nn.Module):
-    """4x4 patches, then LayerNorm: (batch, 3, H, W) to (batch, H // 4, W // 4, C); up to three last rows and columns are dropped.
+    """4x4 patches, then LayerNorm: (batch, 3, H, W) to (batch, H // 4, W // 4, C); up to three last rows and columns
+    are dropped.
 
     Example:
         >>> PatchStem(3, 16)(torch.randn(1, 3, 30, 33)).shape
@@ -38,7 +39,8 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * width, out_width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Current published code pads odd sides at the bottom and the right; the archived one dropped the last row or column.
+        # Current published code pads odd sides at the bottom and the right; the archived one dropped the last row or
+        # column.
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         x = torch.cat((x[:, ::2, ::2], x[:, 1::2, ::2], x[:, ::2, 1::2], x[:, 1::2, 1::2]), dim=-1)
         return self.reduction(self.norm(x))

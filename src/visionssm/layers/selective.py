@@ -22,13 +22,17 @@ class SelectiveScan(nn.Module):
         paths: K.
         state: N, states per channel.
         dt_rank: R, rank of the step-size projection.
-        dt_init: how dt, A and D start. "mamba": dt weight uniform in +-R^-0.5, dt bias such that softplus(bias) is log-uniform
-            in [0.001, 0.1], A = -(1..N), D = 1. "normal" and "uniform" are VMamba's `ssm_init` "v1" and "v2"; "linear" is
-            what training starts from where a model-wide pass treats dt as any linear layer: truncated normal 0.02, bias 0.
+        dt_init: how dt, A and D start. "mamba": dt weight uniform in +-R^-0.5, dt bias such that softplus(bias) is
+            log-uniform in [0.001, 0.1], A = -(1..N), D = 1. "normal" and "uniform" are VMamba's `ssm_init` "v1" and
+            "v2"; "linear" is
+            what training starts from where a model-wide pass treats dt as any linear layer: truncated normal 0.02, bias
+                0.
+        dt_bias_scale: what the dt bias is multiplied by before the scan; 2 where published weights expect it twice.
 
     Shapes:
         x: (batch, L, E), or (batch, L, K, E) when every path has its own input; path: (K, T) int32.
-        Output: (batch, L, E) summed over the paths, or (batch, L, K, E) with merge=False. `which` takes some of the paths' parameters
+        Output: (batch, L, E) summed over the paths, or (batch, L, K, E) with merge=False. `which` takes some of the
+            paths' parameters
         only, for a table of as many rows.
 
     dtypes: the projections follow autocast; A, D, the dt bias, the state and the sum over paths are float32.
@@ -40,11 +44,19 @@ class SelectiveScan(nn.Module):
         torch.Size([2, 42, 16])
     """
 
-    def __init__(self, channels: int, paths: int, state: int, dt_rank: int, dt_init: str = "mamba") -> None:
+    def __init__(
+        self,
+        channels: int,
+        paths: int,
+        state: int,
+        dt_rank: int,
+        dt_init: str = "mamba",
+        dt_bias_scale: float = 1.0,
+    ) -> None:
         super().__init__()
         if dt_init not in DT_INITS:
             raise ValueError(f"dt_init: got {dt_init!r}, choose from {', '.join(DT_INITS)}")
-        self.state, self.dt_rank, self.dt_init = state, dt_rank, dt_init
+        self.state, self.dt_rank, self.dt_init, self.dt_bias_scale = state, dt_rank, dt_init, dt_bias_scale
         self.x_proj_weight = nn.Parameter(torch.empty(paths, dt_rank + 2 * state, channels))
         self.dt_weight = nn.Parameter(torch.empty(paths, channels, dt_rank))
         self.dt_bias = nn.Parameter(torch.empty(paths, channels))
@@ -94,7 +106,7 @@ class SelectiveScan(nn.Module):
             B,
             C,
             self.D[which],
-            self.dt_bias[which],
+            self.dt_bias[which] if self.dt_bias_scale == 1 else self.dt_bias[which] * self.dt_bias_scale,
             path,
             dt_weight=self.dt_weight[which],
             merge=merge,

@@ -101,8 +101,8 @@ class SoftmaxNorm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Output norms "dwconv" and "layer_norm_dwconv" of VMamba's ablation: a depthwise 3x3 convolution without bias, after an
-    optional LayerNorm.
+    """Output norms "dwconv" and "layer_norm_dwconv" of VMamba's ablation: a depthwise 3x3 convolution without bias,
+    after an optional LayerNorm.
     """
 
     def __init__(self, channels: int, layer_norm: bool) -> None:

@@ -1,5 +1,24 @@
 """The model families. Importing this registers every model with timm."""
 
-from . import vmamba
+from . import local_mamba, mambavision, vmamba
+from ._build import export_published, load_published
+from ._checkpoint import read_checkpoint, save_checkpoint
+from ._release import Release, all_releases, find_release
+from ._tools import convert_checkpoint, count_gmacs, count_parameters, fingerprint
 
-__all__ = ["vmamba"]
+__all__ = [
+    "Release",
+    "all_releases",
+    "convert_checkpoint",
+    "count_gmacs",
+    "count_parameters",
+    "export_published",
+    "find_release",
+    "fingerprint",
+    "load_published",
+    "local_mamba",
+    "mambavision",
+    "read_checkpoint",
+    "save_checkpoint",
+    "vmamba",
+]

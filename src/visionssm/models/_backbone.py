@@ -1,7 +1,8 @@
 """The contract of a timm model, once for all families.
 
-A family provides `stem`, `stages` and a final `norm`, and the number of its classes; everything that timm's users call on a model
-is here. Features are (batch, C, H, W) maps; inside, a family keeps whatever layout suits it and says so in `channels_last`.
+A family provides `stem`, `stages` and a final `norm`, and the number of its classes; everything that timm's users call
+on a model is here. Features are (batch, C, H, W) maps; inside, a family keeps whatever layout suits it and says so in
+`channels_last`.
 """
 
 from typing import Any
@@ -23,18 +24,24 @@ class Backbone(nn.Module):
     head_hidden_size: int
     feature_info: list[dict[str, Any]]
     grad_checkpointing: bool = False
+    pools: tuple[str, ...] = ("", "avg")  # what `global_pool` may be
     stem: nn.Module
     norm: nn.Module
     head: nn.Module
 
     def init_head(self, num_features: int, num_classes: int, global_pool: str, drop_rate: float = 0.0) -> None:
         """Builds `head_drop` and `head`; called once by a family's constructor."""
-        _check_pool(global_pool)
+        self._check_pool(global_pool)
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = num_features
         self.global_pool = global_pool
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(num_features, num_classes) if num_classes > 0 else nn.Identity()
+
+    def _check_pool(self, global_pool: str) -> None:
+        if global_pool not in self.pools:
+            choices = ", ".join(repr(pool) for pool in self.pools if pool)
+            raise ValueError(f"global_pool: got {global_pool!r}, choose from {choices}, or '' for none")
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The normalised last features, before pooling."""
@@ -62,7 +69,7 @@ class Backbone(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh classification layer; 0 classes for none, `global_pool=""` for no pooling."""
         if global_pool is not None:
-            _check_pool(global_pool)
+            self._check_pool(global_pool)
             self.global_pool = global_pool
         self.num_classes = num_classes
         device = next(self.parameters()).device
@@ -73,7 +80,9 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in backward instead of keeping what it computed: less memory, about a third more time."""
+        """Recompute each block in backward instead of keeping what it computed: less memory, about a third more
+        time.
+        """
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -82,7 +91,7 @@ class Backbone(nn.Module):
 
         The published training scripts decay A and the dt bias by oversight; pass your own list to do the same.
         """
-        kept = ("A_log", "D", "dt_bias", "pos_embed", "cls_token")
+        kept = ("A_log", "D", "dt_bias", "pos_embed", "cls_token", "cls_token_head", "cls_token_tail")
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in kept}
 
     def _run_blocks(self, blocks: nn.Module, x: Tensor) -> Tensor:
@@ -112,6 +121,10 @@ class HierarchicalBackbone(Backbone):
     def run_stem(self, x: Tensor) -> Tensor:
         return self.stem(x)
 
+    def run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+        """Hook for families whose blocks see another layout than what is between stages."""
+        return self._run_blocks(stage.blocks, x)
+
     def stage_feature(self, x: Tensor, index: int) -> Tensor:
         """Hook for families whose stage ends in a norm that the next stage reads too."""
         return x
@@ -119,13 +132,17 @@ class HierarchicalBackbone(Backbone):
     def final_norm(self, x: Tensor) -> Tensor:
         return self.norm(x)
 
+    def feature_norm(self, x: Tensor) -> Tensor:
+        """What `norm=True` applies to the last feature; a hook for families whose final norm acts on pooled features only."""
+        return self.final_norm(x)
+
     def _to_map(self, x: Tensor) -> Tensor:
         return x.permute(0, 3, 1, 2) if self.channels_last else x
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.run_stem(x)
         for i, stage in enumerate(self.stages):
-            x = self.stage_feature(self._run_blocks(stage.blocks, x), i)
+            x = self.stage_feature(self.run_stage(stage, x), i)
             x = stage.downsample(x)
         return self._to_map(self.final_norm(x))
 
@@ -143,8 +160,8 @@ class HierarchicalBackbone(Backbone):
         Args:
             x: (batch, channels, H, W) images.
             indices: which stages; the last n for an int, all for None.
-            norm: apply the final norm to the last stage's feature. A model built with `out_norms=True` has a norm of its own for each
-                feature instead, and always applies it.
+            norm: apply the final norm to the last stage's feature. A model built with `out_norms=True` has a norm of
+                its own for each feature instead, and always applies it.
             stop_early: do not run stages after the last asked for.
             output_fmt: "NCHW" or "NHWC".
             intermediates_only: return the list alone.
@@ -161,12 +178,12 @@ class HierarchicalBackbone(Backbone):
         for i, stage in enumerate(self.stages):
             if stop_early and i > last:
                 break
-            x = feature = self.stage_feature(self._run_blocks(stage.blocks, x), i)
+            x = feature = self.stage_feature(self.run_stage(stage, x), i)
             if i in take:
                 if self.out_norms is not None:
                     feature = self.out_norms[i](feature)
                 elif norm and i == final:
-                    feature = self.final_norm(feature)
+                    feature = self.feature_norm(feature)
                 feature = self._to_map(feature)
                 maps.append(feature if output_fmt == "NCHW" else feature.permute(0, 2, 3, 1))
             if i < final:
@@ -212,6 +229,11 @@ class Stage(nn.Module):
         self.downsample = downsample
 
 
-def _check_pool(global_pool: str) -> None:
-    if global_pool not in ("", "avg"):
-        raise ValueError(f"global_pool: got {global_pool!r}, need 'avg', or '' for none")
+def drop_path_rates(rate: float, blocks: int) -> list[float]:
+    """One rate per block, growing linearly from 0 to `rate`.
+
+    Example:
+        >>> drop_path_rates(0.2, 3)
+        [0.0, 0.1, 0.2]
+    """
+    return [rate * i / max(blocks - 1, 1) for i in range(blocks)]

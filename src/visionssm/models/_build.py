@@ -1,6 +1,9 @@
 """From a name to a model: timm's builder, with weights read and loaded strictly by us."""
 
-from collections.abc import Mapping
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +17,23 @@ from ._checkpoint import StateDict, load_weights, read_checkpoint
 from ._keys import KeyTable
 from ._release import find_release
 
-FEATURES = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
+_log = logging.getLogger(__name__)
 
-
-def build_model(model_class: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+def build_model(
+    model_class: type[nn.Module],
+    variant: str,
+    pretrained: bool,
+    feature_indices: Sequence[int] = (0, 1, 2, 3),
+    **kwargs: Any,
+) -> nn.Module:
     """What every registered function calls.
 
     Args:
-        model_class: has `key_table`, and may have `prepare_weights(state) -> state`, which resizes what depends on the input size.
+        model_class: has `key_table`, and may have `prepare_weights(state) -> state`, which resizes what depends on the
+            input size.
         variant: registered name.
         pretrained: load the weights that `pretrained_cfg`, possibly overlaid with `file` or `state_dict`, points to.
+        feature_indices: the `out_indices` of `features_only=True` by default.
         kwargs: the variant's configuration and the user's options; what the class does not know raises a TypeError.
     """
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")).to_dict()
@@ -37,7 +47,8 @@ def build_model(model_class: type[nn.Module], variant: str, pretrained: bool, **
             load_published(model, state, cfg, source)
         return model
 
-    return build_model_with_cfg(construct, variant, False, feature_cfg=dict(FEATURES), **kwargs)
+    feature_cfg = {"out_indices": tuple(feature_indices), "feature_cls": "getter"}
+    return build_model_with_cfg(construct, variant, False, feature_cfg=feature_cfg, **kwargs)
 
 
 def load_published(model: nn.Module, state: Mapping[str, Tensor], cfg: Mapping[str, Any], source: str) -> None:
@@ -55,9 +66,18 @@ def load_published(model: nn.Module, state: Mapping[str, Tensor], cfg: Mapping[s
     if prepare is not None:
         converted = prepare(converted)
     _adapt_first_conv(model, converted, cfg.get("first_conv"))
-    # Norms on the features of dense-prediction forms are not in any classifier's file and start fresh there.
-    own_norms = [name for name in own if name.startswith("out_norms.") and name not in converted]
-    load_weights(model, converted, source=source, fresh=[*_replaced_head(model, converted, cfg), *own_norms])
+    fresh = [*_replaced_head(model, converted, cfg), *_parts_of_other_form(own, converted, source)]
+    load_weights(model, converted, source=source, fresh=fresh)
+
+
+def _parts_of_other_form(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> list[str]:
+    """What a classifier's file lacks for the dense-prediction form, norms on the features, or the other way round."""
+    dense = any(name.startswith("out_norms.") for name in state)
+    parts = ("norm.", "head.") if dense else ("out_norms.",)
+    names = [name for name in own if name.startswith(parts) and name not in state]
+    if dense and names:
+        _log.warning(f"{source} is a dense-prediction model: {', '.join(names)} are not in it and start fresh")
+    return names
 
 
 def export_published(model: nn.Module) -> StateDict:
@@ -92,6 +112,8 @@ def _fetch(name: str, cfg: Mapping[str, Any]) -> StateDict:
 def _download(name: str, cfg: Mapping[str, Any]) -> Path:
     release = find_release(name)
     address = release.source if release else cfg.get("url")
+    if release is not None and release.commercial is False:
+        _print_licence(release.weights_license)
     try:
         if cfg.get("hf_hub_id"):
             from huggingface_hub import hf_hub_download
@@ -99,12 +121,21 @@ def _download(name: str, cfg: Mapping[str, Any]) -> Path:
             return Path(hf_hub_download(cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "model.safetensors"))
         from timm.models._hub import download_cached_file
 
-        return Path(download_cached_file(cfg["url"], check_hash=False, progress=True))
+        url = cfg["url"]
+        if release is not None and release.file_name and url == release.url:
+            url = (url, release.file_name)
+        return Path(download_cached_file(url, check_hash=False, progress=True))
     except Exception as error:  # every transport has errors of its own, all meaning the same to the user
         raise FileNotFoundError(
             f"{name}: its weights could not be fetched ({type(error).__name__}). Download {address} on a machine with network, "
             f"and pass the file: visionssm.create_model({name.partition('.')[0]!r}, checkpoint='FILE')"
         ) from error
+
+
+@cache
+def _print_licence(licence: str) -> None:
+    """Once per process and licence, before the first download."""
+    print(f"These weights are not for commercial use ({licence}).", file=sys.stderr)
 
 
 def _adapt_first_conv(model: nn.Module, state: StateDict, first_conv: str | None) -> None:
@@ -128,14 +159,11 @@ def _replaced_head(model: nn.Module, state: Mapping[str, Tensor], cfg: Mapping[s
     return names if held and classes is not None and held != {classes} else []
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of trainable and frozen parameters, buffers not counted."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 @torch.no_grad()
 def init_linear_layers(model: nn.Module, std: float = 0.02) -> None:
-    """Truncated normal weights (cut at +-2) and zero biases for every nn.Linear; what most of these models start from."""
+    """Truncated normal weights (cut at +-2) and zero biases for every nn.Linear; what most of these models start
+    from.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=std)
@@ -144,7 +172,9 @@ def init_linear_layers(model: nn.Module, std: float = 0.02) -> None:
 
 
 def choose(option: str, given: str, choices: Any) -> Any:
-    """The entry of `choices` (a mapping, or a sequence of names) that the user gave, or a ValueError that lists them."""
+    """The entry of `choices` (a mapping, or a sequence of names) that the user gave, or a ValueError that lists
+    them.
+    """
     if given not in choices:
         raise ValueError(f"{option}: got {given!r}, choose from {', '.join(choices)}")
     return choices[given] if isinstance(choices, Mapping) else given

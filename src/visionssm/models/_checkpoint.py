@@ -1,9 +1,12 @@
 """Weight files: reading every published container safely, and loading strictly.
 
-Files are untrusted: only tensors and plain containers are built from them. What else a training script pickled beside the weights
+Files are untrusted: only tensors and plain containers are built from them. What else a training script pickled beside
+    the weights
 (argument namespaces, configuration nodes) is replaced by an inert placeholder, whose code never runs.
 """
 
+import logging
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +20,7 @@ from .._messages import shortened
 
 CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema", "ema_model")
 PREFIXES = ("module.", "model.", "backbone.")
+_log = logging.getLogger(__name__)
 StateDict = dict[str, Tensor]
 Convert = Callable[[Mapping[str, Tensor], nn.Module], StateDict]
 
@@ -25,12 +29,14 @@ def read_checkpoint(path: str | Path, *, prefer: Iterable[str] = ()) -> StateDic
     """Reads the tensors of a weight file, whatever published container they are in.
 
     Args:
-        path: `.safetensors`, or any file that torch.save wrote: a bare state dict or one under `model`, `state_dict`, `model_ema`,
-            `state_dict_ema` or `ema_model`; prefixes `module.`, `model.` and `backbone.` that all names share are removed.
+        path: `.safetensors`, or any file that torch.save wrote: a bare state dict or one under `model`, `state_dict`,
+            `model_ema`, `state_dict_ema` or `ema_model`; prefixes `module.`, `model.` and `backbone.` that all names
+            share are removed.
         prefer: containers to look for first, such as ("model_ema",).
 
     Returns:
-        Names as in the file, without container and prefix, to tensors on the CPU.
+        Names as in the file, without container and prefix, to tensors on the CPU. Of a detector or segmenter, only the
+        backbone under `backbone.`; what is left out is logged.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -47,7 +53,17 @@ def read_checkpoint(path: str | Path, *, prefer: Iterable[str] = ()) -> StateDic
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         raise ValueError(f"{path} holds no tensors: expected a state dict, or one under {', '.join(CONTAINERS)}")
-    return _strip_prefixes(tensors)
+    return _backbone_only(_strip_prefixes(tensors), path)
+
+
+def _backbone_only(tensors: StateDict, path: Path) -> StateDict:
+    """The backbone of a detector's or segmenter's file, without the parts around it."""
+    backbone = {name: value for name, value in tensors.items() if name.startswith("backbone.")}
+    if not backbone:
+        return tensors
+    left = len(tensors) - len(backbone)
+    _log.warning(f"{path}: took the {len(backbone)} tensors of the backbone, and left {left} of the parts around it")
+    return _strip_prefixes(backbone)
 
 
 def _strip_prefixes(tensors: StateDict) -> StateDict:
@@ -72,7 +88,8 @@ def _read_safetensors(path: Path) -> StateDict:
 
 
 def _read_torch(path: Path) -> Any:
-    # Only names as unsafe as a class from a package that need not be installed are replaced; nothing of the file's own choice runs.
+    # Only names as unsafe as a class from a package that need not be installed are replaced; nothing of the file's own
+    # choice runs.
     try:
         unsafe = (
             torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else _COMMON_GLOBALS
@@ -120,6 +137,31 @@ def _unreadable(path: Path, error: Exception) -> str:
     return f"{path} cannot be read as a weight file ({size:,} bytes; truncated, or of another kind?): {shortened(str(error))}"
 
 
+def save_checkpoint(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Writes a state dict as safetensors, or as a torch file under any other suffix; the file appears whole or not at
+    all.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        OSError: it cannot be written to.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(tensors, unfinished)
+        else:
+            torch.save(tensors, unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def load_weights(
     model: nn.Module,
     state: Mapping[str, Tensor],
@@ -133,7 +175,8 @@ def load_weights(
         model: the model.
         state: names to tensors.
         source: what to call the weights in an error.
-        fresh: tensors that keep the model's values, because the model was asked to differ there (another number of classes).
+        fresh: tensors that keep the model's values, because the model was asked to differ there (another number of
+            classes).
 
     Raises:
         ValueError: with all missing, unexpected and differently shaped tensors at once.

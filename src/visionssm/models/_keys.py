@@ -14,19 +14,23 @@ from torch import Tensor
 class Key:
     """One rule: a published name, or several that are stacked into one tensor of ours, and our name.
 
-    In a pattern `*` stands for one dotted part and a final `**` for the rest; both sides use the same wildcards in the same order.
+    In a pattern `*` stands for one dotted part and a final `**` for the rest; both sides use the same wildcards in the
+    same order.
 
     Args:
         published: pattern, or one per slice of our tensor.
         ours: pattern.
-        flat: how many of our leading axes are one in the published tensor: flat=2 says that (4, E, N) is published as (4 E, N).
+        flat: how many of our leading axes are one in the published tensor: flat=2 says that (4, E, N) is published as
+            (4 E, N).
         squeeze: the published tensor is ours without its first axis, which has size 1.
+        joined: the published tensors lie one after the other along our first axis, instead of each being an entry of it.
     """
 
     published: str | tuple[str, ...]
     ours: str
     flat: int = 0
     squeeze: bool = False
+    joined: bool = False
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -41,20 +45,25 @@ class Key:
         return [_fill(source, match.groups()) for source in self.sources]
 
     def to_published(self, value: Tensor) -> list[Tensor]:
-        parts = [value] if isinstance(self.published, str) else list(value.unbind(0))
+        if self.joined:
+            parts = list(value.chunk(len(self.sources)))
+        else:
+            parts = [value] if isinstance(self.published, str) else list(value.unbind(0))
         if self.flat:
             parts = [part.flatten(0, self.flat - 1) for part in parts]
         return [part.squeeze(0) for part in parts] if self.squeeze else parts
 
     def from_published(self, values: Sequence[Tensor], shape: torch.Size) -> Tensor:
-        value = values[0] if isinstance(self.published, str) else torch.stack(list(values))
+        combine = torch.cat if self.joined else torch.stack
+        value = values[0] if isinstance(self.published, str) else combine(list(values))
         return value.reshape(shape) if _same_layout(value.shape, shape) else value
 
 
 def _same_layout(shape: torch.Size, ours: torch.Size) -> bool:
     """Whether a published shape is ours with axes of size 1 more or less, or with leading axes made one.
 
-    A 1x1 convolution kernel and a linear weight are the same matrix, and so are (4, R, E) and (4 R, E); files of both forms exist.
+    A 1x1 convolution kernel and a linear weight are the same matrix, and so are (4, R, E) and (4 R, E); files of both
+    forms exist.
     """
     a, b = ([size for size in s if size != 1] for s in (shape, ours))
     return a == b or any(a == [math.prod(b[:k]), *b[k:]] for k in range(2, len(b) + 1))
@@ -77,7 +86,8 @@ class KeyTable:
 
     Args:
         keys: the rules.
-        aliases: older published names, `(old pattern, published pattern)`, accepted when reading where the current name is absent.
+        aliases: older published names, `(old pattern, published pattern)`, accepted when reading where the current name
+            is absent.
 
     Example:
         >>> table = KeyTable([Key("layers.*.norm.**", "blocks.*.norm1.**")])

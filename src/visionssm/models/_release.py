@@ -15,7 +15,7 @@ class Release:
         params: exact number of parameters of the classifier.
         gflops: published GFLOPs at `input_size`, in multiply-adds; None where nothing is published.
         top1, top5: published ImageNet-1K accuracy in percent.
-        url: address of the weight file; or
+        url: address of the weight file; with `file_name`, what to call it where the address does not end in a name; or
         hf_hub_id, hf_hub_filename: repository and file on the Hugging Face hub.
         prefer: containers in the file to take first, see :func:`read_checkpoint`.
         weights_license: licence of the weights; "unstated" where the authors give none.
@@ -30,6 +30,7 @@ class Release:
     top1: float | None = None
     top5: float | None = None
     url: str = ""
+    file_name: str = ""
     hf_hub_id: str = ""
     hf_hub_filename: str = ""
     prefer: tuple[str, ...] = ()
@@ -88,8 +89,8 @@ def register_releases(releases: dict[str, Release]) -> dict[str, Any]:
     """Makes a family's releases known, and returns timm's `default_cfgs` for them.
 
     Args:
-        releases: model name, or `name.tag` where a model has several, to its release. Assign the result to `default_cfgs` in the
-            family's file, before the functions decorated with timm's `register_model`.
+        releases: model name, or `name.tag` where a model has several, to its release. Assign the result to
+            `default_cfgs` in the family's file, before the functions decorated with timm's `register_model`.
     """
     from timm.models import generate_default_cfgs
 

@@ -2,9 +2,9 @@
 
 Paper: arXiv 2401.10166. Code: github.com/MzeroMiko/VMamba, MIT; no separate statement for the weights (ImageNet-1K).
 
-Two generations share one pyramid. "Vanilla": 4x4 patches, patch merging, gated SS2D with 16 states, no MLP. The later one, with the
-tags `sXlY` (SSM ratio X, Y blocks in stage 3): a stem of two convolutions, strided convolutions between stages, SS2D without gate
-and with one state, and an MLP. Inside, features are (batch, H, W, C).
+Two generations share one pyramid. "Vanilla": 4x4 patches, patch merging, gated SS2D with 16 states, no MLP. The later
+one, with the tags `sXlY` (SSM ratio X, Y blocks in stage 3): a stem of two convolutions, strided convolutions between
+stages, SS2D without gate and with one state, and an MLP. Inside, features are (batch, H, W, C).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from ..layers.mlp import Mlp
 from ..layers.patches import PatchMerging, PatchStem
 from ..layers.ss2d import SS2D, ConvNorm, PathBuilder, SoftmaxNorm
 from ..ops import paths
-from ._backbone import HierarchicalBackbone, Stage
+from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, choose, init_linear_layers
 from ._keys import Key, KeyTable
 from ._release import Release, register_releases
@@ -42,7 +42,9 @@ class ConvStem(nn.Sequential):
 
 
 class ConvDownsample(nn.Module):
-    """Convolution of stride 2, then LayerNorm: (batch, H, W, C) to (batch, ceil(H / 2), ceil(W / 2), 2 C) for kernel 3."""
+    """Convolution of stride 2, then LayerNorm: (batch, H, W, C) to (batch, ceil(H / 2), ceil(W / 2), 2 C) for kernel
+    3.
+    """
 
     def __init__(self, width: int, out_width: int, kernel: int = 3) -> None:
         super().__init__()
@@ -56,8 +58,8 @@ class ConvDownsample(nn.Module):
 class CascadeSS2D(SS2D):
     """VMamba's "cascade" scan mode: every row on its own, in both directions, then every column.
 
-    Each pass starts with a LayerNorm without parameters and sums its two directions. As published, the reversed outputs are not
-    turned back before the sum.
+    Each pass starts with a LayerNorm without parameters and sums its two directions. As published, the reversed outputs
+    are not turned back before the sum.
     """
 
     def scan_map(self, x: Tensor) -> Tensor:
@@ -92,8 +94,8 @@ class Block(nn.Module):
 class VMamba(HierarchicalBackbone):
     """VMamba in all its published forms. Any input size from 32x32 on works, square or not.
 
-    The stem and every downsample round sizes up ("patch" stem: down), so an H x W image gives ceil(H / 4) x ceil(W / 4) features in
-    the first stage.
+    The stem and every downsample round sizes up ("patch" stem: down), so an H x W image gives ceil(H / 4) x ceil(W / 4)
+    features in the first stage.
 
     Args:
         in_chans, num_classes, global_pool, drop_rate: as in every timm model.
@@ -187,7 +189,7 @@ class VMamba(HierarchicalBackbone):
         choose("stem", stem, ("conv", "patch"))
         choose("downsample", downsample, ("conv", "conv2", "patch_merging"))
         widths = [width * 2**i for i in range(len(depths))]
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
 
         def mixer(width: int) -> SS2D:
             channels = int(expansion * width)
@@ -314,7 +316,9 @@ default_cfgs = register_releases(
         "vanilla_vmamba_tiny.in1k": _release(22_893_448, 5.6, 82.2, "vssmtiny_dp01_ckpt_epoch_292.pth", "%23v0cls"),
         "vanilla_vmamba_small.in1k": _release(44_417_416, 11.2, 83.5, "vssmsmall_dp03_ckpt_epoch_238.pth", "%23v0cls"),
         "vanilla_vmamba_base.in1k": _release(76_254_056, 18.0, 83.7, "vssmbase_dp06_ckpt_epoch_241.pth", "%23v0cls"),
-        "vmamba_nano": _release(0, None, None, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0),
+        "vmamba_nano": _release(
+            250_986, None, None, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0
+        ),
     }
 )
 
@@ -390,8 +394,8 @@ def vmamba_tiny_0220(pretrained: bool = False, **kwargs: Any) -> VMamba:
 
 @register_model
 def vmamba_nano(pretrained: bool = False, **kwargs: Any) -> VMamba:
-    """A VMamba of 4 blocks for 32x32 images: for demonstrations and tests."""
-    return _vmamba("vmamba_nano", pretrained, kwargs, width=32, depths=(1, 1, 1, 1), expansion=1.0)
+    """A VMamba of 4 blocks and 250k parameters for 32x32 images: for demonstrations and tests."""
+    return _vmamba("vmamba_nano", pretrained, kwargs, width=16, depths=(1, 1, 1, 1), mlp_ratio=2.0)
 
 
 @register_model

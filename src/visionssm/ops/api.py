@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference, torch_chunked
-from . import schema as _schema  # registers torch.ops.visionssm.path_scan
+from . import schema as _schema  # noqa: F401  registers torch.ops.visionssm.path_scan
 from .backends import choose_backend
 from .checks import check_path, check_tensors
 from .paths import raster
@@ -47,23 +47,26 @@ def path_scan(
         B, C: (batch, L, K, N).
         D: (K, E) or None for no skip.
         dt_bias: (K, E) or None.
-        path: (K, T) int32, the position visited at each step; each at most once per path. -1 is a step over padding: there
-            x = dt = B = C = 0, so the state only decays, and nothing is written. See `visionssm.ops.paths`; a user's own order is
-            just such a tensor. It is validated once per tensor, not under torch.compile.
+        path: (K, T) int32, the position visited at each step; each at most once per path. -1 is a step over padding:
+            there x = dt = B = C = 0, so the state only decays, and nothing is written. See `visionssm.ops.paths`; a
+            user's own order is just such a tensor. It is validated once per tensor, not under torch.compile.
         dt_weight: (K, E, R): delta's projection, done inside the operator, so that no (batch, L, K, E) tensor is made.
         softplus: False takes dt + dt_bias as delta.
         merge: sum the paths' outputs; False keeps them apart.
-        discretization: "euler", delta B, which all published weights use, or "zoh", (exp(delta A) - 1) / A B, which papers print.
+        discretization: "euler", delta B, which all published weights use, or "zoh", (exp(delta A) - 1) / A B, which
+            papers print.
         initial_state: (batch, K, E, N) state before the first step; None is zero.
         return_last_state: also return the state after the last step.
         out_dtype: dtype of y, x's by default; torch.float32 keeps the merged sum unrounded.
         backend: "auto", "reference", "torch", "native" or "triton"; a named one never falls back (`explain_backend`).
 
-    dtypes: x, dt, B, C in float32, bfloat16, float16 or float64; where they differ, x and dt are promoted to their common type.
+    dtypes: x, dt, B, C in float32, bfloat16, float16 or float64; where they differ, x and dt are promoted to their
+        common type.
     A, D, dt_bias, the state and all sums are float32 (float64 for float64).
 
     Returns:
-        y: (batch, L, E), or (batch, L, K, E) without merging; zero where no path goes. With `return_last_state` also the last
+        y: (batch, L, E), or (batch, L, K, E) without merging; zero where no path goes. With `return_last_state` also
+            the last
         state (batch, K, E, N).
 
     Raises:
@@ -87,8 +90,9 @@ def path_scan(
     out_dtype = out_dtype or x.dtype
     dtype = torch.promote_types(x.dtype, dt.dtype)
     chosen = choose_backend(backend, x.device, dtype)
-    # Entries are data: under tracing they are not there to look at.
-    complete = False if torch.compiler.is_compiling() else check_path(path, sizes.L)
+    # Entries are data: under tracing and on the meta device they are not there to look at.
+    abstract = torch.compiler.is_compiling() or x.is_meta
+    complete = False if abstract else check_path(path, sizes.L)
 
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     x, dt = x.to(dtype), dt.to(dtype)
@@ -100,7 +104,7 @@ def path_scan(
     zoh = discretization == "zoh"
 
     needs_grad = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
-    if chosen == "reference" or (chosen == "torch" and not needs_grad):
+    if chosen == "reference" or (chosen == "torch" and not needs_grad and not x.is_meta):
         plain = reference if chosen == "reference" else torch_chunked
         y, last = plain.scan(*tensors, softplus=softplus, zoh=zoh, merge=merge, out_dtype=out_dtype)
     else:

@@ -88,17 +88,19 @@ _checked: dict[int, tuple[weakref.ref[Tensor], int, int, bool]] = {}
 
 
 def check_path(path: Tensor, length: int) -> bool:
-    """Checks the entries of a (K, T) table for maps of `length` positions; returns whether every path visits every position.
+    """Checks the entries of a (K, T) table for maps of `length` positions; returns whether every path visits every
+    position.
 
     The answer is remembered for as long as the tensor lives and is not written to.
     """
+    version = 0 if path.is_inference() else path._version
     known = _checked.get(id(path))
-    if known is not None and known[0]() is path and known[1:3] == (path._version, length):
+    if known is not None and known[0]() is path and known[1:3] == (version, length):
         return known[3]
     complete = _check_entries(path, length)
     if len(_checked) > 4096:
         _checked.clear()
-    _checked[id(path)] = (weakref.ref(path), path._version, length, complete)
+    _checked[id(path)] = (weakref.ref(path), version, length, complete)
     return complete
 
 

@@ -1,8 +1,9 @@
 """Scan paths as data: tables of positions, (K, T) int32, that :func:`visionssm.ops.path_scan` walks along.
 
-A position is row * W + column. -1 is a step over padding. Every function takes the grid's height and width and returns a table
-with one row per path; rows of one length can be stacked with torch.cat, and any order of your own is such a tensor too.
-Tables of plain integers are cached; under torch.compile and torch.export they are computed in the graph, with dynamic sizes.
+A position is row * W + column. -1 is a step over padding. Every function takes the grid's height and width and returns
+a table with one row per path; rows of one length can be stacked with torch.cat, and any order of your own is such a
+tensor too. Tables of plain integers are cached; under torch.compile and torch.export they are computed in the graph,
+with dynamic sizes.
 """
 
 from collections.abc import Callable
@@ -93,6 +94,29 @@ def cross(H: int, W: int, *, device: Device = None) -> Tensor:
 
 
 @_cached
+def cross_cycle(H: int, W: int, count: int, *, device: Device = None) -> Tensor:
+    """The four paths of :func:`cross` over and over, one for each group of channels (GroupMamba, arXiv 2407.13772): (count, H W).
+
+    Example:
+        >>> cross_cycle(2, 2, 2)
+        tensor([[0, 1, 2, 3],
+                [0, 2, 1, 3]], dtype=torch.int32)
+    """
+    return cross(H, W, device=device).repeat((count + 3) // 4, 1)[:count]
+
+
+@_cached
+def raster_transposed(H: int, W: int, *, device: Device = None) -> Tensor:
+    """Raster, transposed, and both again: (4, H W).
+
+    It is how EfficientVMamba (arXiv 2403.09977) walks the four maps of every second pixel; :func:`atrous` is the same in the whole
+    map's positions.
+    """
+    grid = _grid(H, W, device)
+    return _rows(grid, grid.t(), grid, grid.t())
+
+
+@_cached
 def unidirectional(H: int, W: int, *, device: Device = None) -> Tensor:
     """Four times the raster path (VMamba's "unidi" ablation): (4, H W)."""
     return _rows(*[_grid(H, W, device)] * 4)
@@ -151,7 +175,8 @@ def columns_forward_backward(H: int, W: int, *, device: Device = None) -> Tensor
 def windows(H: int, W: int, size: int, *, device: Device = None) -> Tensor:
     """Window after window in raster order, raster order inside each (LocalMamba, arXiv 2403.09338): (1, T).
 
-    The grid is padded at the bottom and at the right to multiples of `size`, so T = ceil(H / size) ceil(W / size) size^2.
+    The grid is padded at the bottom and at the right to multiples of `size`, so T = ceil(H / size) ceil(W / size)
+    size^2.
 
     Example:
         >>> windows(3, 2, 2)
@@ -163,11 +188,49 @@ def windows(H: int, W: int, size: int, *, device: Device = None) -> Tensor:
 
 
 @_cached
+def directions(H: int, W: int, names: tuple[str, ...], *, device: Device = None) -> Tensor:
+    """Paths by LocalMamba's names for them (arXiv 2403.09338), padded at the end to the longest: (K, T).
+
+    "h" is the raster path, "v" the transposed one, "w2" and "w7" (or any other size) go through windows, and "_flip"
+    after a name walks the same path from its end.
+
+    Raises:
+        ValueError: a name that is none of these.
+
+    Example:
+        >>> directions(2, 3, ("h", "v_flip", "w2"))
+        tensor([[ 0,  1,  2,  3,  4,  5, -1, -1],
+                [ 5,  2,  4,  1,  3,  0, -1, -1],
+                [ 0,  1,  3,  4,  2, -1,  5, -1]], dtype=torch.int32)
+    """
+    rows = [_direction(H, W, name, device) for name in names]
+    steps = rows[0].shape[1]
+    for row in rows[1:]:
+        steps = torch.sym_max(steps, row.shape[1])
+    return torch.cat([pad(row, steps) for row in rows])
+
+
+def _direction(H: int, W: int, name: str, device: Device) -> Tensor:
+    kind = name.removesuffix("_flip")
+    if kind == "h":
+        path = raster(H, W, device=device)
+    elif kind == "v":
+        path = transposed(H, W, device=device)
+    elif kind[:1] == "w" and kind[1:].isdigit() and int(kind[1:]) > 0:
+        path = windows(H, W, int(kind[1:]), device=device)
+    else:
+        raise ValueError(
+            f"direction: got {name!r}, need h, v, or w and a window size as in w7, each with or without _flip"
+        )
+    return path if kind == name else reverse(path)
+
+
+@_cached
 def atrous(H: int, W: int, *, device: Device = None) -> Tensor:
     """EfficientVMamba's four sub-grids of every second pixel (arXiv 2403.09977): (4, ceil(H / 2) ceil(W / 2)).
 
-    Even rows and columns in raster order; odd rows, even columns transposed; even rows, odd columns in raster order; odd rows
-    and columns transposed. Odd sizes are padded at the bottom and at the right.
+    Even rows and columns in raster order; odd rows, even columns transposed; even rows, odd columns in raster order;
+    odd rows and columns transposed. Odd sizes are padded at the bottom and at the right.
 
     Example:
         >>> atrous(3, 2)

@@ -1,13 +1,15 @@
 """The definition of the operator: plain torch, one step after the other, differentiable, any float dtype.
 
-Every other back-end is tested against this file. For every image, path k and channel e, over the steps t with p = path[k, t]:
+Every other back-end is tested against this file. For every image, path k and channel e, over the steps t with p =
+path[k, t]:
 
     delta = softplus(dt[p, k, e] + dt_bias[k, e])
     h[n]  = exp(delta * A[k, e, n]) * h[n] + coefficient * B[p, k, n] * x[p, e]
     y[p, e] += sum_n C[p, k, n] * h[n] + D[k, e] * x[p, e]
 
-with coefficient = delta ("euler", which all published weights use) or (exp(delta A) - 1) / A ("zoh", which the papers print).
-On a step over padding x = dt = B = C = 0: the state decays by exp(softplus(dt_bias) * A) and nothing is written.
+with coefficient = delta ("euler", which all published weights use) or (exp(delta A) - 1) / A ("zoh", which the papers
+print). On a step over padding x = dt = B = C = 0: the state decays by exp(softplus(dt_bias) * A) and nothing is
+written.
 """
 
 import torch

@@ -1,13 +1,14 @@
 """The registered operator: schema, shapes, autograd and FLOP count of `visionssm::path_scan`.
 
-The kernels of the `torch`, `native` and `triton` back-ends sit behind one operator, so that torch.compile, torch.export and the
-FLOP counter see a single node whatever runs it. A back-end is a module with
+The kernels of the `torch`, `native` and `triton` back-ends sit behind one operator, so that torch.compile, torch.export
+and the FLOP counter see a single node whatever runs it. A back-end is a module with
 
-    checkpoint_steps(N)                         steps between two states that forward keeps for backward; 0: it keeps none
-    forward(..., complete, save) -> (y, last_state, checkpoints)
+    checkpoint_steps(N)                         steps between two states that forward keeps for backward; 0: it keeps
+    none forward(..., complete, save) -> (y, last_state, checkpoints)
     backward(grad_y, grad_last, ..., checkpoints, complete) -> gradients, None where the input is None
 
-`complete` says that every path visits every position, so that each output is written by the first path and need not be zeroed.
+`complete` says that every path visits every position, so that each output is written by the first path and need not be
+zeroed.
 """
 
 from typing import Any
@@ -135,10 +136,11 @@ torch.library.register_autograd("visionssm::path_scan", _differentiate, setup_co
 
 
 def scan_flops(batch: int, length: int, K: int, E: int, N: int, R: int = 0) -> int:
-    """FLOPs of one call: two for each multiply-add that the field counts, 9 L K E N + L K E (+ L K E R for a low-rank dt).
+    """FLOPs of one call: two for each multiply-add that the field counts, 9 L K E N + L K E (+ L K E R for a low-rank
+    dt).
 
-    The nine per state are VMamba's rule (arXiv 2401.10166): half of what this returns, plus half of what torch counts for matrix
-    products and convolutions, is the published GFLOPs of these models.
+    The nine per state are VMamba's rule (arXiv 2401.10166): half of what this returns, plus half of what torch counts
+    for matrix products and convolutions, is the published GFLOPs of these models.
 
     Example:
         >>> scan_flops(batch=1, length=196, K=4, E=384, N=1, R=24)

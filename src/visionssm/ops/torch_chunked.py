@@ -1,8 +1,8 @@
 """The operator in plain torch with about 2 sqrt(T) sequential steps instead of T, on any device.
 
-The walk is cut into chunks. All chunks advance together, one step at a time, first from zero to learn what each adds to the
-state, then again from the right state. Nothing of size (L, E, N) outlives one step. The backward runs the same scheme in
-reverse and rebuilds the states inside a chunk from every eighth one.
+The walk is cut into chunks. All chunks advance together, one step at a time, first from zero to learn what each adds to
+the state, then again from the right state. Nothing of size (L, E, N) outlives one step. The backward runs the same
+scheme in reverse and rebuilds the states inside a chunk from every eighth one.
 """
 
 import math

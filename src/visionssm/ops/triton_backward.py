@@ -54,6 +54,42 @@ def _walk_back(decay, out, carried, rows, BT: tl.constexpr):
     return g, carried
 
 
+@triton.jit
+def _rebuild(
+    x, dt, weight, B, A, path, checkpoint, deltas, entering, bias, span, length, stride_xl, stride_dtl, stride_Bl, E, lanes, in_range,
+    N: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, BE: tl.constexpr, BT: tl.constexpr, SOFTPLUS: tl.constexpr, ZOH: tl.constexpr,
+    MASK: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """From a checkpoint on: delta of each step, and the states that enter each tile of BT rows."""
+    MASKED: tl.constexpr = MASK or PAD or TAIL
+    rows, ranks = tl.arange(0, 16), tl.arange(0, RANKS)
+    for n in range(N):
+        tl.store(entering + n * BE, tl.load(checkpoint + n * E, mask=in_range, other=0.0))
+    for tile in range(tl.cdiv(length, 16)):
+        steps, is_step = find_steps(tile * 16, length, rows, TAIL)
+        position, visited = load_positions(path + span, steps, is_step, PAD, TAIL, WIDE)
+        mask = visited[:, None] & in_range[None, :]
+        x_rows = load_or_zero(x + position[:, None] * stride_xl + lanes[None, :], mask, MASKED)
+        delta = _load_delta(
+            dt, weight, bias, position, visited, is_step, mask, stride_dtl, lanes, ranks, R, SOFTPLUS, MASKED, PAD, TAIL, UPCAST
+        )  # fmt: skip
+        tl.store(deltas + steps[:, None] * BE, delta)
+        for n in range(N):
+            at = entering + (tile * (16 // BT) * N + n) * BE
+            a = tl.load(A + n * E, mask=in_range, other=0.0) * LOG2E
+            B_rows = load_or_zero(B + position * stride_Bl + n, visited, PAD or TAIL)
+            delta_a = delta * a[None, :]
+            decay = tl.exp2(delta_a)
+            drive = input_coefficient(delta, delta_a, decay, ZOH) * x_rows * B_rows[:, None]
+            h = scan_steps(decay, drive, tl.load(at), rows)
+            for j in tl.static_range(1, 16 // BT + 1):
+                tl.store(
+                    at + j * N * BE,
+                    pick_row(h, rows, j * BT - 1),
+                    mask=(lanes >= 0) & ((lanes * 0 + tile * 16 + j * BT) < length),
+                )
+
+
 @triton.jit(do_not_specialize=["zero", "chunks", "chunk_steps", "T", "kept"])
 def tile_backward(
     x, dt, weight, A, B, C, D, dt_bias, path, checkpoints, grad_y, carry, scratch,
@@ -65,21 +101,28 @@ def tile_backward(
     SOFTPLUS: tl.constexpr, ZOH: tl.constexpr, MERGE: tl.constexpr, ZEROED: tl.constexpr, MASK: tl.constexpr, PAD: tl.constexpr,
     TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """`carry` (batch, K, chunks, N, E) holds decay g from the step after each chunk, and at the end that from its first step.
+    """Walks back from checkpoint to checkpoint, STEPS steps each: first forward once more, in tiles of 16 rows, which tl.dot needs,
+    to write delta and the states that enter each tile of BT rows to the program's `scratch` (STEPS + STEPS // BT N, BE); then
+    backward in tiles of BT rows.
 
-    It and `grad_A` (batch, K, chunks, N, E) are carried from tile to tile in memory, for n is a run-time loop: unrolled, 16 states
-    do not fit into registers. `scratch` (batch, K, chunks, STEPS // BT, N, E) takes the states that enter the tiles between two
-    checkpoints. `grad_raw` (batch, L, K, E) is the gradient of dt + dt_bias, before softplus. `grad_B` and `grad_C` are
+    `carry` (batch, K, chunks, N, E) holds decay g from the step after each chunk, and at the end that from its first step. It and
+    `grad_A` (batch, K, chunks, N, E) go from tile to tile through memory, for n is a run-time loop: unrolled, 16 states do not fit
+    into registers. `grad_raw` (batch, L, K, E) is the gradient of dt + dt_bias, before softplus. `grad_B` and `grad_C` are
     (blocks, batch, L, K, N), `grad_D` and `grad_bias` (batch, K, chunks, E).
     """
-    TILES: tl.constexpr = STEPS // BT
     MASKED: tl.constexpr = MASK or PAD or TAIL
-    blocks = tl.cdiv(E, BE)
-    block, chunk, image, first, end = locate(blocks, chunks, K, MERGE)
-    channels = block * BE + tl.arange(0, BE)
+    block, chunk, image, first, end = locate(tl.cdiv(E, BE), chunks, K, MERGE)
+    columns = tl.arange(0, BE)
+    channels = block * BE + columns
     lanes = tl.multiple_of(channels + zero, VEC)
     in_range = channels < E
-    rows, ranks = tl.arange(0, BT), tl.arange(0, RANKS)
+    rows = tl.arange(0, BT)
+    deltas = (
+        scratch
+        + tl.program_id(0).to(tl.int64) * ((STEPS + STEPS // BT * N) * BE)
+        + tl.multiple_of(columns + zero, VEC)[None, :]
+    )
+    entering = scratch + tl.program_id(0).to(tl.int64) * ((STEPS + STEPS // BT * N) * BE) + STEPS * BE + columns
     t0 = chunk * chunk_steps
     stop = tl.minimum(t0 + chunk_steps, T)
     for k in range(first, end):
@@ -98,7 +141,7 @@ def tile_backward(
         part = walk * chunks + chunk
         state_k = part * (N * E) + channels
         if R > 0:
-            weight_k = load_weight(weight + k * E * R, channels, in_range, ranks, R, UPCAST)
+            weight_k = load_weight(weight + k * E * R, channels, in_range, tl.arange(0, RANKS), R, UPCAST)
         else:
             weight_k = 0
         bias = tl.zeros([BE], tl.float32)
@@ -112,56 +155,33 @@ def tile_backward(
         spans = tl.cdiv(stop - t0, STEPS)
         for i in range(spans):
             span = t0 + (spans - 1 - i) * STEPS
-            tiles = tl.cdiv(tl.minimum(stop - span, STEPS), BT)
-            entering = checkpoints + (walk * kept + span // STEPS) * (N * E) + channels
-            if TILES > 1:
-                rebuilt = scratch + part * (TILES * N * E) + channels
-                for n in range(N):
-                    tl.store(rebuilt + n * E, tl.load(entering + n * E, mask=in_range, other=0.0), mask=in_range)
-                for tile in range(tiles - 1):
-                    t = span + tile * BT
-                    steps, is_step = find_steps(t, stop, rows, False)
-                    position, visited = load_positions(path_k, steps, is_step, PAD, False, WIDE)
-                    mask = visited[:, None] & in_range[None, :]
-                    x_rows = load_or_zero(x_k + position[:, None] * stride_xl + lanes[None, :], mask, MASK or PAD)
-                    delta = _load_delta(
-                        dt_k, weight_k, bias, position, visited, is_step, mask, stride_dtl, lanes, ranks,
-                        R, SOFTPLUS, MASK or PAD, PAD, False, UPCAST,
-                    )  # fmt: skip
-                    for n in range(N):
-                        before = rebuilt + (tile * N + n) * E
-                        a = tl.load(A + (k * N + n) * E + channels, mask=in_range, other=0.0) * LOG2E
-                        B_rows = load_or_zero(B_k + position * stride_Bl + n, visited, PAD)
-                        delta_a = delta * a[None, :]
-                        decay = tl.exp2(delta_a)
-                        drive = input_coefficient(delta, delta_a, decay, ZOH) * x_rows * B_rows[:, None]
-                        h = scan_steps(decay, drive, tl.load(before, mask=in_range, other=0.0), rows)
-                        tl.store(before + N * E, pick_row(h, rows, BT - 1), mask=in_range)
-                tl.debug_barrier()
-                entering = rebuilt
+            length = tl.minimum(stop - span, STEPS)
+            _rebuild(
+                x_k, dt_k, weight_k, B_k, A + k * N * E + channels, path_k, checkpoints + (walk * kept + span // STEPS) * (N * E) + channels,
+                deltas, entering, bias, span, length, stride_xl, stride_dtl, stride_Bl, E, lanes, in_range,
+                N, R, RANKS, BE, BT, SOFTPLUS, ZOH, MASK, PAD, TAIL, WIDE, UPCAST,
+            )  # fmt: skip
+            tl.debug_barrier()
+            tiles = tl.cdiv(length, BT)
             for j in range(tiles):
                 tile = tiles - 1 - j
-                t = span + tile * BT
-                steps, is_step = find_steps(t, stop, rows, TAIL)
+                steps, is_step = find_steps(span + tile * BT, stop, rows, TAIL)
                 position, visited = load_positions(path_k, steps, is_step, PAD, TAIL, WIDE)
                 mask = visited[:, None] & in_range[None, :]
                 x_rows = load_or_zero(x_k + position[:, None] * stride_xl + lanes[None, :], mask, MASKED)
                 dy = load_or_zero(y_k + position[:, None] * stride_yl + lanes[None, :], mask, MASKED)
-                delta = _load_delta(
-                    dt_k, weight_k, bias, position, visited, is_step, mask, stride_dtl, lanes, ranks,
-                    R, SOFTPLUS, MASKED, PAD, TAIL, UPCAST,
-                )  # fmt: skip
+                delta = tl.load(deltas + (tile * BT + rows)[:, None] * BE)
                 dx = dy * skip[None, :]
                 d_delta = tl.zeros([BT, BE], tl.float32)
                 skip_sum += tl.sum(dy * x_rows, 0)
                 for n in range(N):
-                    a = tl.load(A + (k * N + n) * E + channels, mask=in_range, other=0.0) * LOG2E
+                    a = tl.load(A + (k * N + n) * E + channels, mask=in_range, other=0.0)
                     carried = tl.load(carry + state_k + n * E, mask=in_range, other=0.0)
                     a_sum = tl.load(grad_A + state_k + n * E, mask=in_range & ((channels * 0 + i + j) > 0), other=0.0)
-                    state = tl.load(entering + (tile * N + n) * E, mask=in_range, other=0.0)
+                    state = tl.load(entering + (tile * N + n) * BE)
                     B_rows = load_or_zero(B_k + position * stride_Bl + n, visited, PAD or TAIL)
                     C_rows = load_or_zero(C_k + position * stride_Cl + n, visited, PAD or TAIL)
-                    delta_a = delta * a[None, :]
+                    delta_a = delta * (a * LOG2E)[None, :]
                     decay = tl.exp2(delta_a)
                     coefficient = input_coefficient(delta, delta_a, decay, ZOH)
                     drive = coefficient * x_rows * B_rows[:, None]
@@ -171,11 +191,11 @@ def tile_backward(
                     gB = g * B_rows[:, None]
                     dx += gB * coefficient
                     if ZOH:
-                        d_delta += held * (a * LN2)[None, :] + gB * x_rows * decay
+                        d_delta += held * a[None, :] + gB * x_rows * decay
                         slope = delta * delta * expm1_over_slope(delta_a * LN2, decay)
                         a_sum += tl.sum(held * delta + gB * x_rows * slope, 0)
                     else:
-                        d_delta += held * (a * LN2)[None, :] + gB * x_rows
+                        d_delta += held * a[None, :] + gB * x_rows
                         a_sum += tl.sum(held * delta, 0)
                     tl.store(carry + state_k + n * E, carried, mask=in_range)
                     tl.store(grad_A + state_k + n * E, a_sum, mask=in_range)

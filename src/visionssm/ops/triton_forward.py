@@ -53,8 +53,8 @@ def write_rows(y, merged, offsets, values, k, K, mask, MASKED: tl.constexpr, MER
             else:
                 tl.store(merged + offsets, values)
         else:
-            has_sum = mask & ((offsets * 0 + k) > 0)
-            values += tl.load(merged + offsets, mask=has_sum, other=0.0)
+            if k > 0:
+                values += load_or_zero(merged + offsets, mask, MASKED)
             if k == K - 1:
                 tl.store(y + offsets, values.to(y.dtype.element_ty), mask=mask)
             else:

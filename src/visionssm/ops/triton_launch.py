@@ -75,11 +75,9 @@ def forward_blocks(E: int, N: int) -> Blocks:
     return Blocks(64, 16, 2) if _fits_64(E) else Blocks(32, 32, 1)
 
 
-def backward_blocks(E: int, low_rank: bool) -> Blocks:
-    """Blocks of the backward kernels. tl.dot, which projects a low-rank dt, needs 16 rows."""
-    if low_rank:
-        return Blocks(32, 16, 1)
-    return Blocks(64, 8, 2) if _fits_64(E) else Blocks(32, 8, 1)
+def backward_blocks(E: int) -> Blocks:
+    """Blocks of the backward kernels. The sums over channels, for dB and dC, cost half as much with two channels in a lane."""
+    return Blocks(64, 8, 2) if E > 32 else Blocks(32, 8, 1)
 
 
 def _fits_64(E: int) -> bool:
@@ -193,7 +191,9 @@ def _finish_map(call: _Call, written: _Map, dtype: torch.dtype) -> Tensor:
         return written.target.to(dtype)
     total = torch.empty_like(written.merged[0], dtype=dtype)
     grid = (-(-total.numel() // 1024),)
-    _forward_kernels().sum_paths[grid](written.merged, total, total.numel(), K=written.parts, BLOCK=1024, **_options(call.x.device))
+    _forward_kernels().sum_paths[grid](
+        written.merged, total, total.numel(), K=written.parts, BLOCK=1024, **_options(call.x.device)
+    )
     return total
 
 
@@ -205,7 +205,7 @@ def _options(device: torch.device, warps: int = 4) -> dict[str, Any]:
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
-    return nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device)
+    return getattr(torch, device.type).device(device) if device.type in ("cuda", "xpu") else nullcontext()
 
 
 def forward(
@@ -273,14 +273,20 @@ def _launch_forward(
         _forward_kernels().walk_forward[(programs,)](call.x, call.dt, *states, *numbers, **constants, **options)
     else:
         constants |= {"BT": blocks.BT, "VEC": blocks.VEC, "TAIL": T % blocks.BT != 0, **call.dot}
-        _forward_kernels().tile_forward[(programs,)](call.x, call.dt, call.weight, *states, *numbers, **constants, **options)
+        _forward_kernels().tile_forward[(programs,)](
+            call.x, call.dt, call.weight, *states, *numbers, **constants, **options
+        )
 
 
-def _scan_chunks(call: _Call, states: Tensor, delta_sums: Tensor, start: Tensor | None, chunks: int, reverse: bool) -> None:
+def _scan_chunks(
+    call: _Call, states: Tensor, delta_sums: Tensor, start: Tensor | None, chunks: int, reverse: bool
+) -> None:
     batch, _, K, E, N, _ = call.sizes
     grid = (batch * K * N * -(-E // 64),)
     options = _options(call.x.device, 2)
-    _forward_kernels().chunk_scan[grid](states, delta_sums, call.A, start, K, E, chunks, N, BE=64, REVERSE=reverse, **options)
+    _forward_kernels().chunk_scan[grid](
+        states, delta_sums, call.A, start, K, E, chunks, N, BE=64, REVERSE=reverse, **options
+    )
 
 
 def backward(
@@ -312,7 +318,7 @@ def backward(
         return tuple(None if value is None else torch.zeros_like(value) for value in inputs)
     chunks, steps = _chunks(call)
     written = _new_map(call, x.dim() == 3, x.dtype, chunks)
-    blocks = backward_blocks(E, call.weight is not None)
+    blocks = backward_blocks(E)
     new = x.new_empty if complete else x.new_zeros
     grad_raw = new((batch, L, K, E), dtype=x.dtype)
     grad_B, grad_C = (new((-(-E // blocks.BE), batch, L, K, N), dtype=torch.float32) for _ in range(2))
@@ -366,12 +372,17 @@ def _launch_backward(
 ) -> None:  # fmt: skip
     batch, L, K, E, N, T = call.sizes
     interval = checkpoint_steps(N)
-    scratch = carry
-    if interval > blocks.BT:
-        scratch = call.A.new_empty(batch, K, chunks, interval // blocks.BT, N, E)
-    constants = {"N": N, "BE": blocks.BE, "BT": blocks.BT, "VEC": blocks.VEC, "STEPS": interval, "MASK": E % blocks.BE != 0}
-    constants |= {"TAIL": T % blocks.BT != 0, **call.flags, **call.dot, **written.constants}
+    constants = {
+        "N": N,
+        "BE": blocks.BE,
+        "BT": blocks.BT,
+        "VEC": blocks.VEC,
+        "STEPS": interval,
+        "MASK": E % blocks.BE != 0,
+    }
+    constants |= {"TAIL": T % 16 != 0, **call.flags, **call.dot, **written.constants}
     programs = batch * (1 if constants["MERGE"] else K) * chunks * -(-E // blocks.BE)
+    scratch = call.A.new_empty(programs, interval + interval // blocks.BT * N, blocks.BE)
     _backward_kernels().tile_backward[(programs,)](
         call.x, call.dt, call.weight, call.A, call.B, call.C, call.D, call.dt_bias, call.path, checkpoints, grad_y, carry, scratch,
         written.target, written.merged, *gradients,

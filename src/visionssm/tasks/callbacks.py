@@ -25,6 +25,28 @@ class TrainingInterrupted(Exception):
     """Ctrl-C was pressed, and the state was saved. Not a KeyboardInterrupt, which the engine would keep to itself."""
 
 
+class CtrlC:
+    """Inside a `with` block, Ctrl-C is only noted, so that a step can be finished and saved; a second one is obeyed."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "CtrlC":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints under a temporary name, flushes them to the disk and renames them."""
 
@@ -39,24 +61,12 @@ class RunFiles(Checkpoint):
     `last.ckpt` is written after every epoch, and in between every so many minutes or batches, and on Ctrl-C.
     """
 
-    def __init__(self, folder: Path, minutes: float, batches: int | None):
+    def __init__(self, folder: Path, minutes: float, batches: int | None, ctrl_c: "CtrlC"):
         self.folder = folder
         self.minutes = minutes
         self.batches = batches
+        self.ctrl_c = ctrl_c
         self.saved_at = time.monotonic()
-        self.interrupted = False
-        self._previous_handler: Any = None
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over Ctrl-C."""
-        if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give Ctrl-C back."""
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -67,7 +77,7 @@ class RunFiles(Checkpoint):
             return
         due = time.monotonic() - self.saved_at > 60 * self.minutes
         due |= self.batches is not None and (batch_idx + 1) % self.batches == 0
-        if due or self.interrupted:
+        if due or self.ctrl_c.pressed:
             self._save(trainer, LAST)
         self._leave_if_interrupted()
 
@@ -92,13 +102,8 @@ class RunFiles(Checkpoint):
         trainer.save_checkpoint(self.folder / name, weights_only=False)
         self.saved_at = time.monotonic()
 
-    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-
     def _leave_if_interrupted(self) -> None:
-        if self.interrupted:
+        if self.ctrl_c.pressed:
             raise TrainingInterrupted
 
 

@@ -200,7 +200,7 @@ def _check_ranges(config: TrainConfig) -> None:
         (above_zero, lambda value: value > 0, "must be above 0"),
         (at_least_zero, lambda value: value >= 0, "must not be negative"),
         (shares, lambda value: 0 <= value <= 1, "must lie between 0 and 1"),
-        (("scale", "ratio", "img_size"), lambda pair: 0 < pair[0] and 0 < pair[1], "both numbers must be above 0"),
+        (("scale", "ratio", "img_size"), lambda pair: pair[0] > 0 and pair[1] > 0, "both numbers must be above 0"),
         (("scale", "ratio"), lambda pair: pair[0] <= pair[1], "the first number is the smaller one"),
         (("device",), lambda name: name in ("auto", "cpu", "cuda", "mps"), "must be auto, cpu, cuda or mps"),
         (("precision",), lambda name: name in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from visionssm.tasks.checkpoint import CARD, LAST, read_checkpoint, write_atomically
-from visionssm.tasks.config import TrainConfig, changed_settings, read_yaml
+from visionssm.tasks.config import TrainConfig, changed_settings
 
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "environment.json", "results.json"
 

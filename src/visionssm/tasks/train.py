@@ -20,6 +20,7 @@ from visionssm.data.transforms import Preprocessing, eval_transform, train_trans
 from visionssm.tasks.callbacks import (
     UNREADABLE,
     AtomicCheckpointIO,
+    CtrlC,
     ProgressBar,
     RunFiles,
     TrainingInterrupted,
@@ -164,7 +165,7 @@ def fit(task: ClassificationTask, data: ClassificationData, config: TrainConfig,
     images_per_epoch = min(batches, len(data.splits.train.labels))
     parts = {"train": data.splits.train, "val": data.splits.val}
     limits = {part: max(5, int(config.max_unreadable * len(images.labels))) for part, images in parts.items()}
-    with quiet_lightning():
+    with quiet_lightning(), CtrlC() as ctrl_c:
         trainer = Trainer(
             accelerator={"cuda": "gpu"}.get(device, device),
             devices=1,
@@ -180,7 +181,7 @@ def fit(task: ClassificationTask, data: ClassificationData, config: TrainConfig,
             callbacks=[
                 UnreadableImages(run.folder / UNREADABLE, limits),
                 ProgressBar(config.epochs, images_per_epoch),
-                RunFiles(run.folder, config.checkpoint_minutes, config.checkpoint_steps),
+                RunFiles(run.folder, config.checkpoint_minutes, config.checkpoint_steps, ctrl_c),
             ],
         )
         try:

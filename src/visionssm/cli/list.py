@@ -1,0 +1,72 @@
+"""`visionssm list`: the models, their sizes, scores and licences."""
+
+import argparse
+import json
+from typing import Any
+
+EXAMPLES = """\
+examples:
+  visionssm list                              every model
+  visionssm list "vmamba*" --pretrained       published weights of one family
+  visionssm list --pretrained --commercial-ok only weights whose authors allow commercial use"""
+
+COLUMNS = ("name", "params", "GFLOPs", "top-1", "licence of the weights")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Describe the arguments."""
+    parser = subparsers.add_parser(
+        "list", help="list models and published weights", description=__doc__, epilog=EXAMPLES
+    )
+    parser.add_argument("pattern", nargs="?", default="*", help='shell wildcard, such as "vim*"')
+    parser.add_argument("--pretrained", action="store_true", help="only what has weights")
+    parser.add_argument(
+        "--commercial-ok",
+        action="store_true",
+        help="only weights whose licence allows commercial use as its authors state",
+    )
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one line per model."""
+    rows = list_rows(args.pattern, pretrained=args.pretrained or args.commercial_ok, commercial=args.commercial_ok)
+    if not rows:
+        from visionssm import list_models
+        from visionssm._messages import near_matches
+
+        raise ValueError(f"no model matches '{args.pattern}'{near_matches(args.pattern.strip('*'), list_models())}")
+    if args.json:
+        print(json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows], indent=2))
+        return 0
+    widths = [max(len(column), *(len(row[i]) for row in rows)) for i, column in enumerate(COLUMNS)]
+    for row in (COLUMNS, *rows):
+        cells = [
+            cell.ljust(w) if i in (0, 4) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+    return 0
+
+
+def list_rows(pattern: str, *, pretrained: bool, commercial: bool) -> list[tuple[str, ...]]:
+    """Name, parameters, published GFLOPs and top-1, and licence of each release that matches."""
+    from fnmatch import fnmatch
+
+    from visionssm.models import all_releases
+
+    rows = []
+    for name, release in sorted(all_releases().items()):
+        if not (fnmatch(name, pattern) or fnmatch(name.partition(".")[0], pattern)):
+            continue
+        if (pretrained and not release.has_weights) or (commercial and release.commercial is not True):
+            continue
+        rows.append(
+            (
+                name,
+                f"{release.params / 1e6:.1f}M" if release.params >= 1e6 else f"{release.params / 1e3:.0f}k",
+                "" if release.gflops is None else f"{release.gflops:g}",
+                "" if release.top1 is None else f"{release.top1:.1f}",
+                release.weights_license if release.has_weights else "no weights",
+            )
+        )
+    return rows

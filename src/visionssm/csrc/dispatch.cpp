@@ -1,0 +1,90 @@
+// The library's interface: picks the instruction set when it is first called, and checks what could lead out of bounds.
+#include <cstdlib>
+#include <cstring>
+
+#include "arguments.h"
+
+namespace visionssm {
+
+#define DECLARE(set)                           \
+  namespace set {                              \
+  Status path_scan(const Arguments&);          \
+  Status path_scan_backward(const Arguments&); \
+  }
+DECLARE(avx512)
+DECLARE(avx2)
+DECLARE(baseline)
+
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  Status (*forward)(const Arguments&);
+  Status (*backward)(const Arguments&);
+};
+
+// The best that this processor has, or null where `wanted` names one that it does not have.
+const InstructionSet* choose(const char* wanted) {
+  const auto takes = [wanted](const char* name) { return !wanted || !*wanted || strcmp(wanted, name) == 0; };
+#if defined(VISIONSSM_HAVE_AVX512)
+  static const InstructionSet avx512_set = {"avx512", avx512::path_scan, avx512::path_scan_backward};
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (has_avx512 && takes("avx512")) return &avx512_set;
+#endif
+#if defined(VISIONSSM_HAVE_AVX2)
+  static const InstructionSet avx2_set = {"avx2", avx2::path_scan, avx2::path_scan_backward};
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (has_avx2 && takes("avx2")) return &avx2_set;
+#endif
+  static const InstructionSet baseline_set = {"baseline", baseline::path_scan, baseline::path_scan_backward};
+  return takes("baseline") ? &baseline_set : nullptr;
+}
+
+const InstructionSet* chosen() {
+  static const InstructionSet* const set = choose(getenv("VISIONSSM_CPU"));
+  return set;
+}
+
+// Reads the whole table, which is small against the maps, so that no entry can lead out of bounds.
+Status check_path(Arguments& a) {
+  for (int64_t k = 0; k < a.K; k++) {
+    const int32_t* row = a.path + k * a.path_stride;
+    int32_t lowest = 0, highest = -1;
+    for (int64_t t = 0; t < a.T; t++) {
+      lowest = row[t] < lowest ? row[t] : lowest;
+      highest = row[t] > highest ? row[t] : highest;
+    }
+    if (lowest >= -1 && highest < a.L) continue;
+    for (int64_t t = 0; t < a.T; t++) {
+      if (row[t] >= -1 && row[t] < a.L) continue;
+      a.bad_k = k;
+      a.bad_t = t;
+      a.bad_position = row[t];
+      return kBadPath;
+    }
+  }
+  return kDone;
+}
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// The name of the instruction set in use; null where VISIONSSM_CPU asks for one that this processor does not have.
+EXPORT const char* visionssm_instruction_set() {
+  return chosen() ? chosen()->name : nullptr;
+}
+
+EXPORT int64_t visionssm_path_scan(Arguments* a) {
+  const Status status = check_path(*a);
+  return status == kDone ? chosen()->forward(*a) : status;
+}
+
+EXPORT int64_t visionssm_path_scan_backward(Arguments* a) {
+  const Status status = check_path(*a);
+  return status == kDone ? chosen()->backward(*a) : status;
+}
+
+}  // namespace visionssm

@@ -1,0 +1,82 @@
+// Summing what the paths of one image write to the same map, always in the order of the paths.
+#pragma once
+#include "block.h"
+
+namespace visionssm::VISIONSSM_TARGET {
+
+// A map of sums over the paths, for one block of channels: rows of T, `stride` numbers apart.
+template <class T>
+struct SumMap {
+  T* data;
+  int64_t stride;
+};
+
+// Adds a row to what earlier paths left in `sums`, and writes it to `target` if that is given, else back to `sums`.
+template <class T>
+INLINE void finish_row(
+    const T* row, const Block<T>& block, const SumMap<T>& sums, int64_t p, bool add, const Tensor* target, char* out) {
+  constexpr int W = kLanes<T>;
+  for (int64_t v = 0; v < block.vectors; v++) {
+    const int64_t lanes = smaller(W, block.width - v * W);
+    Vector<T> value = load(row + v * W);
+    if (add) value = load_part(sums.data + p * sums.stride + v * W, lanes) + value;
+    if (target)
+      write_lanes(target->dtype, out, v * W, value, lanes);
+    else
+      store_part(sums.data + p * sums.stride + v * W, value, lanes);
+  }
+}
+
+// Whether a task that walks all paths needs a map of its own to sum in: where the result is of another type than the sums.
+template <class T>
+static bool needs_map(const Arguments& a, const Tensor& result, bool per_path) {
+  return !per_path && !(a.K == 1 && a.complete) && result.dtype != Simd<T>::dtype;
+}
+
+// Calls walk(k, sums, add, target) for every path such that `result` becomes the sum of what they write, or holds each path's
+// own output where it has one map per path.
+template <class T, class Walk>
+INLINE void walk_paths(
+    const Arguments& a, const Tensor& result, bool per_path, int64_t b, const Block<T>& block, T* map, const Walk& walk) {
+  if (per_path || (a.K == 1 && a.complete)) {
+    for (int64_t k = 0; k < a.K; k++) walk(k, SumMap<T>{}, false, &result);
+    return;
+  }
+  const bool in_place = !needs_map<T>(a, result, per_path);
+  SumMap<T> sums = {map, block.padded};
+  if (in_place) sums = {(T*)address(result, b, 0, 0, block.first), result.position_stride};
+  if (!in_place && !a.complete) memset(sums.data, 0, a.L * sums.stride * sizeof(T));
+  for (int64_t k = 0; k < a.K; k++) {
+    const bool last = a.complete && k == a.K - 1;
+    walk(k, sums, !a.complete || k > 0, last ? &result : nullptr);
+  }
+  if (in_place || a.complete) return;
+  for (int64_t p = 0; p < a.L; p++)
+    finish_row(sums.data + p * sums.stride, block, {}, p, false, &result, address(result, b, p, 0, block.first));
+}
+
+// Where paths are tasks of their own: one map per path, (K, batch, L, E).
+template <class T>
+static SumMap<T> own_map(const Arguments& a, T* maps, int64_t b, int64_t k, const Block<T>& block) {
+  T* map = maps + (k * a.batch + b) * a.L * a.E + block.first;
+  if (!a.complete)
+    for (int64_t p = 0; p < a.L; p++) memset(map + p * a.E, 0, block.width * sizeof(T));
+  return {map, a.E};
+}
+
+// Adds those maps up at one position.
+template <class T>
+static void merge_position(const Arguments& a, const T* maps, const Tensor& target, int64_t b, int64_t p) {
+  constexpr int W = kLanes<T>;
+  char* out = address(target, b, p, 0, 0);
+  for (int64_t e = 0; e < a.E; e += W) {
+    const int64_t lanes = smaller(W, a.E - e);
+    const T* source = maps + (b * a.L + p) * a.E + e;
+    Vector<T> value = load_part(source, lanes);
+    if (!a.complete) value = Vector<T>{} + value;
+    for (int64_t k = 1; k < a.K; k++) value = value + load_part(source + k * a.batch * a.L * a.E, lanes);
+    write_lanes(target.dtype, out, e, value, lanes);
+  }
+}
+
+}  // namespace visionssm::VISIONSSM_TARGET

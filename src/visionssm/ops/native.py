@@ -1,0 +1,242 @@
+"""The `native` back-end: the C++ kernels of csrc, called through ctypes.
+
+The library sees pointers, sizes and strides only. It reads strided views in place, as long as their last dimension is contiguous,
+and runs on torch's own OpenMP threads: torch is imported before the library is loaded, so that both use one runtime.
+"""
+
+import ctypes
+import sys
+from array import array
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .walk import state_dtype
+
+CHECKPOINT_STEPS = 32
+
+
+def checkpoint_steps(N: int) -> int:
+    """Steps between two states that forward keeps for backward."""
+    return CHECKPOINT_STEPS
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+_DONE, _BAD_PATH, _NO_MEMORY = 0, 1, 2
+_NO_TENSOR = (0, 0, 0, 0, 0)
+
+
+def _library_file() -> Path | None:
+    import visionssm
+
+    suffix = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+    places = [Path(place) / "_lib" / f"libvisionssm{suffix}" for place in visionssm.__path__]
+    return next((place for place in places if place.exists()), None)
+
+
+@cache
+def _load() -> tuple[Any, str | None]:
+    """The library, or None and the reason why it cannot be used."""
+    file = _library_file()
+    if file is None:
+        return (
+            None,
+            "was not built: no C++ compiler was found when visionssm was installed; install GCC or Clang and reinstall",
+        )
+    try:
+        library = ctypes.CDLL(str(file))
+    except OSError as error:
+        return None, f"cannot be loaded: {error}; reinstall visionssm"
+    library.visionssm_instruction_set.restype = ctypes.c_char_p
+    for call in (library.visionssm_path_scan, library.visionssm_path_scan_backward):
+        call.argtypes, call.restype = [ctypes.c_void_p], ctypes.c_int64
+    if library.visionssm_instruction_set() is None:
+        return (
+            None,
+            "was told by the environment variable VISIONSSM_CPU to use instructions that this processor does not have",
+        )
+    return library, None
+
+
+def unavailable() -> str | None:
+    """Why the library cannot be used; None where it can."""
+    return _load()[1]
+
+
+def instruction_set() -> str:
+    """The instruction set in use: "avx512", "avx2", or "baseline", which is NEON on ARM and SSE2 on x86.
+
+    The environment variable VISIONSSM_CPU chooses one of them for the whole process.
+    """
+    return _load()[0].visionssm_instruction_set().decode()
+
+
+def forward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_weight: Tensor | None,
+    path: Tensor,
+    initial_state: Tensor | None,
+    *,
+    softplus: bool,
+    zoh: bool,
+    merge: bool,
+    complete: bool,
+    out_dtype: torch.dtype,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns y, the last state, and the states that backward starts from; see `reference.scan`."""
+    inputs = _Inputs(x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state)
+    K, E, N = A.shape
+    batch, L = x.shape[:2]
+    new = torch.empty if complete else torch.zeros
+    y = new(
+        (batch, L, E) if merge else (batch, L, K, E),
+        dtype=torch.float64 if inputs.exact == torch.float64 else out_dtype,
+    )
+    last = torch.empty((batch, K, E, N), dtype=inputs.exact)
+    kept = (batch, K, -(-path.shape[1] // CHECKPOINT_STEPS), N, E) if save else (0,)
+    checkpoints = torch.empty(kept, dtype=inputs.exact)
+    numbers = inputs.pack(
+        softplus, zoh, merge, complete, checkpoints if save else None,
+        (*_view(y), _pointer(last), *_NO_TENSOR, 0, *_NO_TENSOR * 4, 0, 0, 0, 0, 0),
+    )  # fmt: skip
+    _call(_load()[0].visionssm_path_scan, numbers, L)
+    return y.to(out_dtype), last, checkpoints
+
+
+def backward(
+    grad_y: Tensor,
+    grad_last: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_weight: Tensor | None,
+    path: Tensor,
+    initial_state: Tensor | None,
+    checkpoints: Tensor,
+    *,
+    softplus: bool,
+    zoh: bool,
+    merge: bool,
+    complete: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of (x, dt, A, B, C, D, dt_bias, dt_weight, initial_state); None where the input is None."""
+    inputs = _Inputs(x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state)
+    if checkpoints.numel() == 0:
+        checkpoints = forward(
+            x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state,
+            softplus=softplus, zoh=zoh, merge=merge, complete=complete, out_dtype=x.dtype, save=True,
+        )[2]  # fmt: skip
+    exact = inputs.exact
+    grad_y = _readable(grad_y, exact)
+    grad_last = grad_last.to(exact).contiguous()
+    new = torch.empty if complete else torch.zeros
+    maps = [new(value.shape, dtype=value.dtype) for value in (inputs.x, inputs.dt, inputs.B, inputs.C)]
+    parameters = [
+        None if v is None else torch.empty(v.shape, dtype=exact) for v in (A, D, dt_bias, dt_weight, initial_state)
+    ]
+    numbers = inputs.pack(
+        softplus, zoh, merge, complete, checkpoints,
+        (*_NO_TENSOR, 0, *_view(grad_y), _pointer(grad_last), *(n for v in maps for n in _view(v)), *map(_pointer, parameters)),
+    )  # fmt: skip
+    _call(_load()[0].visionssm_path_scan_backward, numbers, x.shape[1])
+    grad_x, grad_dt, grad_B, grad_C = maps
+    grad_A, grad_D, grad_dt_bias, grad_dt_weight, grad_initial_state = parameters
+    return grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_dt_bias, grad_dt_weight, grad_initial_state
+
+
+class _Inputs:
+    """The inputs in the form that the library reads; it holds on to whatever had to be copied."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        dt_bias: Tensor | None,
+        dt_weight: Tensor | None,
+        path: Tensor,
+        initial_state: Tensor | None,
+    ) -> None:
+        self.exact = exact = state_dtype(x.dtype)
+        self.x, self.dt, self.B, self.C = (_readable(value, exact) for value in (x, dt, B, C))
+        self.A, self.D, self.dt_bias, self.initial_state = (
+            None if value is None else value.to(exact).contiguous() for value in (A, D, dt_bias, initial_state)
+        )
+        if dt_weight is not None:
+            dt_weight = (dt_weight.to(exact) if exact == torch.float64 else dt_weight).contiguous()
+        self.dt_weight = dt_weight
+        if path.dtype != torch.int32:
+            path = path.clamp(-2, 2**31 - 1).to(torch.int32)
+        self.path = path if path.stride(1) == 1 else path.contiguous()
+
+    def pack(
+        self,
+        softplus: bool,
+        zoh: bool,
+        merge: bool,
+        complete: bool,
+        checkpoints: Tensor | None,
+        results: tuple[int, ...],
+    ) -> array:  # type: ignore[type-arg]
+        """`Arguments` of csrc/arguments.h, field by field."""
+        K, E, N = self.A.shape  # type: ignore[union-attr]
+        batch, L = self.x.shape[:2]
+        weight = self.dt_weight
+        return array(
+            "q",
+            (
+                batch, L, K, E, N, self.path.shape[1], 0 if weight is None else weight.shape[2],
+                softplus, zoh, merge, complete, self.x.dim() == 4, torch.get_num_threads(), CHECKPOINT_STEPS,
+                self.path.data_ptr(), self.path.stride(0),
+                *_view(self.x), *_view(self.dt), *_view(self.B), *_view(self.C),
+                _pointer(self.A), _pointer(self.D), _pointer(self.dt_bias),
+                _pointer(weight), 0 if weight is None else _DTYPES[weight.dtype],
+                _pointer(self.initial_state), _pointer(checkpoints),
+                *results,
+                0, 0, 0,
+            ),
+        )  # fmt: skip
+
+
+def _readable(value: Tensor, exact: torch.dtype) -> Tensor:
+    if exact == torch.float64:
+        value = value.to(exact)
+    return value if value.stride(-1) == 1 or value.shape[-1] == 1 else value.contiguous()
+
+
+def _view(value: Tensor) -> tuple[int, int, int, int, int]:
+    """Pointer, dtype, and strides of batch, position and path; a map shared by all paths has path stride 0."""
+    strides = value.stride()
+    return value.data_ptr(), _DTYPES[value.dtype], strides[0], strides[1], strides[2] if len(strides) == 4 else 0
+
+
+def _pointer(value: Tensor | None) -> int:
+    return 0 if value is None else value.data_ptr()
+
+
+def _call(function: Any, numbers: array, length: int) -> None:  # type: ignore[type-arg]
+    status = function(numbers.buffer_info()[0])
+    if status == _BAD_PATH:
+        k, t, position = numbers[-3:]
+        raise ValueError(
+            f"path: entry [{k}, {t}] visits position {position}, need 0 to {length - 1} (x has L={length} positions), "
+            "or -1 for a step over padding"
+        )
+    if status == _NO_MEMORY:
+        raise MemoryError("path_scan: not enough memory for the scratch of the native back-end")
+    assert status == _DONE

@@ -1,0 +1,27 @@
+"""A small trained run that several tests read, and the settings it came from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visionssm.tasks.config import TrainConfig
+
+# A convolutional network of timm with 200 thousand parameters: the engine is tested here, not the models.
+SMALL: dict[str, Any] = {"model": "test_convnext", "img_size": (32, 32), "epochs": 2, "device": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def small_settings() -> dict[str, Any]:
+    """Settings of a run that takes two seconds."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on digits, with averaged weights; not to be changed."""
+    from visionssm.tasks.train import train
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(TrainConfig(**SMALL, ema_decay=0.98, out=str(folder)))
+    return folder

@@ -1,0 +1,150 @@
+"""A run that dies and is started again ends bit by bit where an uninterrupted one ends."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from visionssm.cli.main import main
+from visionssm.tasks.checkpoint import read_checkpoint
+
+# Everything that draws random numbers or carries state is on.
+COMMAND = [
+    "train", "--model", "test_convnext", "--img-size", "[32, 32]", "--device", "cpu", "model_kwargs={drop_path_rate: 0.2}",
+    "ema_decay=0.98", "mixup=0.2", "random_erasing=0.2", "checkpoint_steps=3",
+]  # fmt: skip
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_same(value, second[key]) for key, value in first.items())
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(_same, first, second))
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    return first == second
+
+
+def _assert_same_run(first: Path, second: Path) -> None:
+    for name in ("last.ckpt", "best.ckpt"):
+        a, b = read_checkpoint(first / name), read_checkpoint(second / name)
+        a.pop("visionssm"), b.pop("visionssm")  # names the folder
+        assert a.keys() == b.keys()
+        assert [key for key in a if not _same(a[key], b[key])] == []
+    assert (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
+
+
+def _kill_training(command: list[str], folder: Path, delay: float, number: signal.Signals = signal.SIGKILL) -> int:
+    """Start a run in a process of its own, and kill it some time after it has written a checkpoint."""
+    before = (folder / "last.ckpt").stat().st_mtime_ns if (folder / "last.ckpt").exists() else 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "visionssm", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    last = folder / "last.ckpt"
+    while process.poll() is None and not (last.exists() and last.stat().st_mtime_ns != before):
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.send_signal(number)
+    return process.wait()
+
+
+def test_a_killed_run_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    command = [*COMMAND, "epochs=3"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main([*command, f"out={whole}"]) == 0
+    assert _kill_training([*command, f"out={killed}"], killed, delay=0.3) == -signal.SIGKILL
+    assert not (killed / "results.json").exists()
+    assert main([*command, f"out={killed}"]) == 0
+    _assert_same_run(whole, killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path: Path, seed: int) -> None:
+    delays = random.Random(seed)
+    command = [*COMMAND, "epochs=5", f"workers={seed % 2}", f"accumulate={1 + seed // 2}"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main([*command, f"out={whole}"]) == 0
+    for _ in range(3):
+        _kill_training([*command, f"out={killed}"], killed, delays.uniform(0, 1.5))
+    assert main([*command, f"out={killed}"]) == 0
+    _assert_same_run(whole, killed)
+
+
+def test_ctrl_c_saves_and_the_same_command_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*COMMAND, "epochs=2"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert main([*command, f"out={whole}"]) == 0
+
+    def press_ctrl_c() -> None:
+        while not (stopped / "last.ckpt").exists():
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=press_ctrl_c)
+    thread.start()
+    capsys.readouterr()
+    assert main([*command, f"out={stopped}"]) == 130
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is handler
+    captured = capsys.readouterr()
+    assert "the same command continues from it" in captured.out
+    assert "Traceback" not in captured.out + captured.err
+    assert main([*command, f"out={stopped}"]) == 0
+    assert "continues the run in this folder" in capsys.readouterr().out
+    _assert_same_run(whole, stopped)
+
+
+def test_a_finished_run_is_not_trained_again(trained_run: Path, tmp_path: Path) -> None:
+    command = [*COMMAND, "epochs=1", f"out={tmp_path / 'run'}"]
+    assert main(command) == 0
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+    assert main(command) == 0
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+
+
+def test_other_settings_in_the_same_folder_are_refused_unless_forced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*COMMAND, f"out={tmp_path / 'run'}"]
+    assert main([*command, "epochs=1"]) == 0
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+    assert main([*command, "epochs=2", "lr=1e-3"]) == 2
+    assert "holds a run with other settings: epochs: 1 -> 2; lr: 0.002 -> 0.001" in capsys.readouterr().err
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+    assert main([*command, "epochs=2", "lr=1e-3", "--force"]) == 0
+    assert len(read_checkpoint(tmp_path / "run" / "last.ckpt")["history"]["epochs"]) == 2
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_intact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main([*COMMAND, "epochs=1", f"out={run}"]) == 0
+    before = (run / "last.ckpt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    # The system refuses to let any file grow beyond this, as it does when the disk is full.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        assert main([*COMMAND, "epochs=2", f"out={run}", "--force"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "could not be written" in message
+    assert "earlier checkpoints are intact" in message
+    assert (run / "last.ckpt").read_bytes() == before
+    assert [path for path in run.iterdir() if path.suffix == ".tmp"] == []
+    assert main([*COMMAND, "epochs=2", f"out={run}", "--force"]) == 0
