@@ -3,11 +3,14 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import linear
+
 
 class Mlp(nn.Module):
     """Linear, exact GELU, linear over the last axis; `gated` makes the first twice as wide and multiplies its halves.
 
     Example:
+        >>> import torch
         >>> Mlp(8, 32)(torch.randn(2, 5, 8)).shape
         torch.Size([2, 5, 8])
     """
@@ -19,8 +22,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
         if self.gated:
-            x, gate = x.chunk(2, dim=-1)
+            x, gate = self.fc1(x).chunk(2, dim=-1)
             return self.fc2(x * F.gelu(gate))
-        return self.fc2(F.gelu(x))
+        return self.fc2(linear(x, self.fc1.weight, self.fc1.bias, gelu=True))

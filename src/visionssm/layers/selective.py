@@ -3,10 +3,9 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import path_scan
+from ..ops import linear, path_scan
 
 _ALL = slice(None)
 DT_INITS = ("mamba", "normal", "uniform", "linear")
@@ -24,9 +23,8 @@ class SelectiveScan(nn.Module):
         dt_rank: R, rank of the step-size projection.
         dt_init: how dt, A and D start. "mamba": dt weight uniform in +-R^-0.5, dt bias such that softplus(bias) is
             log-uniform in [0.001, 0.1], A = -(1..N), D = 1. "normal" and "uniform" are VMamba's `ssm_init` "v1" and
-            "v2"; "linear" is
-            what training starts from where a model-wide pass treats dt as any linear layer: truncated normal 0.02, bias
-                0.
+            "v2"; "linear" is what training starts from where a model-wide pass treats both projections as any linear
+            layer: truncated normal 0.02, bias 0.
         dt_bias_scale: what the dt bias is multiplied by before the scan; 2 where published weights expect it twice.
 
     Shapes:
@@ -83,6 +81,7 @@ class SelectiveScan(nn.Module):
             nn.init.uniform_(self.dt_weight, 0, 0.1)
             nn.init.uniform_(self.dt_bias, 0, 0.1)
         else:
+            nn.init.trunc_normal_(self.x_proj_weight, std=0.02)
             nn.init.trunc_normal_(self.dt_weight, std=0.02)
             nn.init.zeros_(self.dt_bias)
 
@@ -90,7 +89,7 @@ class SelectiveScan(nn.Module):
         """dt (batch, L, K, R), B and C (batch, L, K, N) of every path, in image order."""
         weight = self.x_proj_weight[which]
         if x.dim() == 3:
-            projected = F.linear(x, weight.flatten(0, 1)).unflatten(-1, (weight.shape[0], -1))
+            projected = linear(x, weight.flatten(0, 1)).unflatten(-1, (weight.shape[0], -1))
         else:
             projected = torch.einsum("blke,kre->blkr", x, weight)
         dt, B, C = projected.split((self.dt_rank, self.state, self.state), dim=-1)

@@ -1,6 +1,6 @@
 """The model families. Importing this registers every model with timm."""
 
-from . import local_mamba, mambavision, vmamba
+from . import efficient_vmamba, groupmamba, local_mamba, mambavision, vim, vmamba
 from ._build import export_published, load_published
 from ._checkpoint import read_checkpoint, save_checkpoint
 from ._release import Release, all_releases, find_release
@@ -12,13 +12,16 @@ __all__ = [
     "convert_checkpoint",
     "count_gmacs",
     "count_parameters",
+    "efficient_vmamba",
     "export_published",
     "find_release",
     "fingerprint",
+    "groupmamba",
     "load_published",
     "local_mamba",
     "mambavision",
     "read_checkpoint",
     "save_checkpoint",
+    "vim",
     "vmamba",
 ]

@@ -13,11 +13,13 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
+from ..layers.linear import use_fast_linear
 from ._checkpoint import StateDict, load_weights, read_checkpoint
 from ._keys import KeyTable
 from ._release import find_release
 
 _log = logging.getLogger(__name__)
+
 
 def build_model(
     model_class: type[nn.Module],
@@ -41,6 +43,7 @@ def build_model(
 
     def construct(**options: Any) -> nn.Module:
         model = model_class(**options)
+        use_fast_linear(model)
         if pretrained:
             state = _fetch(f"{variant}.{tag}" if tag else variant, cfg)
             source = str(cfg.get("file") or f"the published {variant}")

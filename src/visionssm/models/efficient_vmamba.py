@@ -285,4 +285,4 @@ def efficient_vmamba_base(pretrained: bool = False, **kwargs: Any) -> EfficientV
 @register_model
 def efficient_vmamba_nano(pretrained: bool = False, **kwargs: Any) -> EfficientVMamba:
     """An EfficientVMamba of 4 blocks for 32x32 images: for demonstrations and tests."""
-    return _efficient_vmamba("efficient_vmamba_nano", pretrained, kwargs, width=16, depths=(1, 1, 1, 1))
+    return _efficient_vmamba("efficient_vmamba_nano", pretrained, kwargs, width=12, depths=(1, 1, 1, 1))

@@ -4,10 +4,12 @@ from . import paths
 from .api import path_scan, selective_scan
 from .backends import default_backend, explain_backend
 from .discretize import ssm_convolution_kernel, zero_order_hold
+from .matrix_product import linear
 
 __all__ = [
     "default_backend",
     "explain_backend",
+    "linear",
     "path_scan",
     "paths",
     "selective_scan",

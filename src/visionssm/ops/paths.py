@@ -16,7 +16,11 @@ Device = str | torch.device | None
 _Builder = Callable[..., Tensor]
 
 
-def _cached(build: _Builder) -> _Builder:
+def cached(build: _Builder) -> _Builder:
+    """Decorator for functions of a grid, `build(H, W, ..., device=None)`, that make tables: each is made once.
+
+    Under torch.compile and torch.export nothing is remembered, and the table is computed in the graph.
+    """
     remembered = lru_cache(maxsize=512)(build)
 
     @wraps(build)
@@ -46,7 +50,7 @@ def _rows(*paths: Tensor) -> Tensor:
     return torch.stack([path.reshape(-1) for path in paths])
 
 
-@_cached
+@cached
 def raster(H: int, W: int, *, device: Device = None) -> Tensor:
     """Row by row, left to right: (1, H W).
 
@@ -57,7 +61,7 @@ def raster(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(_grid(H, W, device))
 
 
-@_cached
+@cached
 def transposed(H: int, W: int, *, device: Device = None) -> Tensor:
     """Column by column, top to bottom: (1, H W).
 
@@ -78,7 +82,7 @@ def reverse(path: Tensor) -> Tensor:
     return path.flip(1)
 
 
-@_cached
+@cached
 def cross(H: int, W: int, *, device: Device = None) -> Tensor:
     """VMamba's four paths ("cross2d", arXiv 2401.10166): raster, transposed, and both reversed: (4, H W).
 
@@ -93,7 +97,7 @@ def cross(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(grid, grid.t(), grid.flip(0, 1), grid.t().flip(0, 1))
 
 
-@_cached
+@cached
 def cross_cycle(H: int, W: int, count: int, *, device: Device = None) -> Tensor:
     """The four paths of :func:`cross` over and over, one for each group of channels (GroupMamba, arXiv 2407.13772): (count, H W).
 
@@ -105,7 +109,7 @@ def cross_cycle(H: int, W: int, count: int, *, device: Device = None) -> Tensor:
     return cross(H, W, device=device).repeat((count + 3) // 4, 1)[:count]
 
 
-@_cached
+@cached
 def raster_transposed(H: int, W: int, *, device: Device = None) -> Tensor:
     """Raster, transposed, and both again: (4, H W).
 
@@ -116,20 +120,20 @@ def raster_transposed(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(grid, grid.t(), grid, grid.t())
 
 
-@_cached
+@cached
 def unidirectional(H: int, W: int, *, device: Device = None) -> Tensor:
     """Four times the raster path (VMamba's "unidi" ablation): (4, H W)."""
     return _rows(*[_grid(H, W, device)] * 4)
 
 
-@_cached
+@cached
 def bidirectional(H: int, W: int, *, device: Device = None) -> Tensor:
     """Twice the raster path, then twice its reversal (VMamba's "bidi" ablation): (4, H W)."""
     grid = _grid(H, W, device)
     return _rows(grid, grid, grid.flip(0, 1), grid.flip(0, 1))
 
 
-@_cached
+@cached
 def forward_backward(H: int, W: int, *, device: Device = None) -> Tensor:
     """The raster path and its reversal (Vim, arXiv 2401.09417): (2, H W). With H = 1 the two directions of a sequence.
 
@@ -142,7 +146,7 @@ def forward_backward(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(grid, grid.flip(0, 1))
 
 
-@_cached
+@cached
 def rotations(H: int, W: int, *, device: Device = None) -> Tensor:
     """Path k walks the map rotated by k times 90 degrees counter-clockwise, row by row (VMamba's ablation): (4, H W).
 
@@ -157,21 +161,21 @@ def rotations(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(*(torch.rot90(grid, k, (0, 1)) for k in range(4)))
 
 
-@_cached
+@cached
 def rows_forward_backward(H: int, W: int, *, device: Device = None) -> Tensor:
     """Each row on its own, left to right and right to left: (2 H, W), rows 2 i and 2 i + 1 walk image row i."""
     grid = _grid(H, W, device)
     return torch.stack((grid, grid.flip(1)), dim=1).reshape(-1, W)
 
 
-@_cached
+@cached
 def columns_forward_backward(H: int, W: int, *, device: Device = None) -> Tensor:
     """Each column on its own, downwards and upwards: (2 W, H), rows 2 j and 2 j + 1 walk image column j."""
     grid = _grid(H, W, device).t()
     return torch.stack((grid, grid.flip(1)), dim=1).reshape(-1, H)
 
 
-@_cached
+@cached
 def windows(H: int, W: int, size: int, *, device: Device = None) -> Tensor:
     """Window after window in raster order, raster order inside each (LocalMamba, arXiv 2403.09338): (1, T).
 
@@ -187,7 +191,7 @@ def windows(H: int, W: int, size: int, *, device: Device = None) -> Tensor:
     return _rows(tiles.transpose(1, 2))
 
 
-@_cached
+@cached
 def directions(H: int, W: int, names: tuple[str, ...], *, device: Device = None) -> Tensor:
     """Paths by LocalMamba's names for them (arXiv 2403.09338), padded at the end to the longest: (K, T).
 
@@ -225,7 +229,7 @@ def _direction(H: int, W: int, name: str, device: Device) -> Tensor:
     return path if kind == name else reverse(path)
 
 
-@_cached
+@cached
 def atrous(H: int, W: int, *, device: Device = None) -> Tensor:
     """EfficientVMamba's four sub-grids of every second pixel (arXiv 2403.09977): (4, ceil(H / 2) ceil(W / 2)).
 
@@ -243,7 +247,7 @@ def atrous(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(grid[::2, ::2], grid[1::2, ::2].t(), grid[::2, 1::2], grid[1::2, 1::2].t())
 
 
-@_cached
+@cached
 def zigzag(H: int, W: int, *, device: Device = None) -> Tensor:
     """Row by row, every second row from right to left, so that each step goes to a neighbour: (1, H W).
 
@@ -256,7 +260,7 @@ def zigzag(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(torch.where(odd, grid.flip(1), grid))
 
 
-@_cached
+@cached
 def spiral(H: int, W: int, *, device: Device = None) -> Tensor:
     """From the top left corner clockwise inwards: (1, H W).
 
@@ -271,7 +275,7 @@ def spiral(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(torch.cat(parts))
 
 
-@_cached
+@cached
 def hilbert(H: int, W: int, *, device: Device = None) -> Tensor:
     """The Hilbert curve of the smallest square power of two that holds the grid, without the points outside: (1, H W).
 

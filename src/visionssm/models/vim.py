@@ -1,0 +1,333 @@
+"""Vim: Vision Mamba, a plain backbone of bidirectional Mamba blocks.
+
+Paper: arXiv 2401.09417. Code: github.com/hustvl/Vim, Apache 2.0. The weights' pages say Apache 2.0 in one place and "non-commercial"
+in another. Weights: ImageNet-1K.
+
+A 16x16 convolution of stride 16 (8 in the "plus" models) makes tokens, a class token goes in the middle of them, and 24 blocks of
+one width follow. Inside a block tokens are (batch, L, C); the inner width E is 2 C.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from timm.models import register_model
+from torch import Tensor, nn
+
+from ..layers.selective import SelectiveScan
+from ..ops import path_scan, paths
+from ._backbone import drop_path_rates
+from ._build import build_model, choose
+from ._keys import Key, KeyTable
+from ._plain import Grid, PlainBackbone, TwoStreamBlock, evenly_spaced, init_plain
+from ._release import Release, register_releases
+
+DIRECTIONS = ("bidirectional", "bidirectional_shared", "forward")
+INITS = ("released", "legacy")
+
+
+class CausalConv(nn.Module):
+    """Depthwise convolution over the steps up to the present one, for each direction of a sequence with its own taps.
+
+    Direction 0 walks forwards and sees the steps l - taps + 1 .. l, direction 1 walks backwards and sees l .. l + taps - 1. The
+    weights are in the order of the walk: the last tap belongs to the present step.
+
+    Shapes: x (batch, L, E) to (batch, L, directions, E).
+
+    Example:
+        >>> CausalConv(8, directions=2)(torch.randn(2, 5, 8)).shape
+        torch.Size([2, 5, 2, 8])
+    """
+
+    def __init__(self, channels: int, directions: int, taps: int = 4) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(directions, channels, 1, taps))
+        self.bias = nn.Parameter(torch.empty(directions, channels))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """As torch starts any convolution of this shape."""
+        bound = self.weight.shape[-1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        directions, E, _, taps = self.weight.shape
+        L = x.shape[1]
+        # As a map of height 1 in channels-last layout the convolution reads the tokens in place.
+        line = x.transpose(1, 2).unsqueeze(2)
+        outputs = []
+        for k in range(directions):
+            weight = self.weight[k].flip(-1) if k else self.weight[k]
+            out = F.conv2d(line, weight.unsqueeze(2), self.bias[k], padding=(0, taps - 1), groups=E)
+            outputs.append(out[..., taps - 1 :] if k else out[..., :L])
+        return torch.stack([out.squeeze(2).transpose(1, 2) for out in outputs], dim=2)
+
+
+class SharedScan(SelectiveScan):
+    """Both directions with the same parameters but for A: Vim's ablation "bidirectional SSM"."""
+
+    def __init__(self, channels: int, state: int, dt_rank: int, dt_init: str) -> None:
+        super().__init__(channels, 1, state, dt_rank, dt_init)
+        self.A_log = nn.Parameter(self.A_log.detach().repeat(2, 1, 1))
+
+    def forward(self, x: Tensor, path: Tensor) -> Tensor:  # type: ignore[override]
+        dt, B, C = (value.expand(-1, -1, 2, -1) for value in self.project(x))
+        y = path_scan(
+            x.to(dt.dtype),
+            dt,
+            -torch.exp(self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float()),
+            B,
+            C,
+            self.D.expand(2, -1),
+            self.dt_bias.expand(2, -1),
+            path,
+            dt_weight=self.dt_weight.expand(2, -1, -1),
+            out_dtype=torch.promote_types(dt.dtype, torch.float32),
+        )
+        assert isinstance(y, Tensor)
+        return y
+
+
+class VimMixer(nn.Module):
+    """in_proj to (x, z); for each direction convolution, SiLU and selective scan of x; their sum, gated by SiLU(z); out_proj.
+
+    Args:
+        width: C.
+        expansion: E / C.
+        state: N.
+        dt_rank: R; ceil(C / 16) by default.
+        taps: of the causal convolution.
+        directions: "bidirectional", each direction with its own convolution and scan parameters; "bidirectional_shared", the directions
+            differ in A only; or "forward".
+        halve: the mean of the two directions of "bidirectional" instead of their sum.
+        layer_scale: start of a learned factor for each output channel; None for none.
+        dt_init: see :class:`visionssm.layers.SelectiveScan`.
+
+    Shapes: (batch, L, C) to (batch, L, C). The grid is not used: a sequence is all that this mixer sees.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        expansion: float = 2.0,
+        state: int = 16,
+        dt_rank: int | None = None,
+        taps: int = 4,
+        directions: str = "bidirectional",
+        halve: bool = True,
+        layer_scale: float | None = None,
+        dt_init: str = "mamba",
+    ) -> None:
+        super().__init__()
+        E = int(expansion * width)
+        dt_rank = dt_rank or math.ceil(width / 16)
+        self.bidirectional = choose("directions", directions, DIRECTIONS) != "forward"
+        separate = 2 if directions == "bidirectional" else 1
+        self.scale = 0.5 if halve and separate == 2 else 1.0
+        self.in_proj = nn.Linear(width, 2 * E, bias=False)
+        self.conv = CausalConv(E, separate, taps)
+        shared = directions == "bidirectional_shared"
+        self.scan = (
+            SharedScan(E, state, dt_rank, dt_init) if shared else SelectiveScan(E, separate, state, dt_rank, dt_init)
+        )
+        self.out_proj = nn.Linear(E, width, bias=False)
+        self.gamma = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
+
+    def forward(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
+        out = self.out_proj(self.mix(self.in_proj(tokens)))
+        # Halving here instead of before out_proj gives the same bits on half as many channels.
+        out = out if self.scale == 1.0 else out * self.scale
+        return out if self.gamma is None else out * self.gamma
+
+    def mix(self, xz: Tensor) -> Tensor:
+        """What happens between the projections, (batch, L, 2 E) to (batch, L, E), without the halving."""
+        x, z = xz.chunk(2, dim=-1)
+        L = x.shape[1]
+        x = F.silu(self.conv(x))
+        if x.shape[2] == 1:
+            x = x.squeeze(2)
+        walk = paths.forward_backward if self.bidirectional else paths.raster
+        y = self.scan(x, walk(1, L, device=x.device))
+        return (y * F.silu(z)).to(xz.dtype)
+
+
+class Vim(PlainBackbone):
+    """Vim in all its published forms, and the directions and class tokens that its paper compares.
+
+    Args:
+        in_chans, num_classes, global_pool, drop_rate: see :class:`PlainBackbone`.
+        width: C.
+        depth: number of blocks.
+        expansion, state, dt_rank, taps, directions, halve, layer_scale: see :class:`VimMixer`.
+        drop_path_rate: of the last block; grows linearly from 0.
+        init: "released", or "legacy" for the start of the first published model: every linear layer truncated normal, dt bias 0.
+        plain: `img_size`, `patch_size`, `stride`, `class_token`, `rotary`, `pos_resize`, `paired_blocks`, `feature`: see
+            :class:`PlainBackbone`.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str | None = None,
+        drop_rate: float = 0.0,
+        *,
+        width: int = 192,
+        depth: int = 24,
+        expansion: float = 2.0,
+        state: int = 16,
+        dt_rank: int | None = None,
+        taps: int = 4,
+        directions: str = "bidirectional",
+        halve: bool = True,
+        layer_scale: float | None = None,
+        drop_path_rate: float = 0.0,
+        init: str = "released",
+        class_token: str = "middle",
+        **plain: Any,
+    ) -> None:
+        legacy = choose("init", init, INITS) == "legacy"
+
+        def mixer() -> VimMixer:
+            return VimMixer(
+                width,
+                expansion=expansion,
+                state=state,
+                dt_rank=dt_rank,
+                taps=taps,
+                directions=directions,
+                halve=halve,
+                layer_scale=layer_scale,
+                dt_init="linear" if legacy else "mamba",
+            )
+
+        blocks = [TwoStreamBlock(width, mixer(), rate) for rate in drop_path_rates(drop_path_rate, depth)]
+        super().__init__(
+            blocks, in_chans, num_classes, global_pool, drop_rate, width=width, class_token=class_token, **plain
+        )
+        self.key_table = _key_table(directions)
+        init_plain(self, legacy=legacy)
+        if legacy:
+            for block in blocks:
+                nn.init.trunc_normal_(block.mixer.scan.x_proj_weight, std=0.02)
+
+
+def _key_table(directions: str) -> KeyTable:
+    """Published tensors of the two directions are one tensor each of ours; the backward ones are marked with a `b`."""
+    separate = directions == "bidirectional"
+
+    def stacked(forward: str, backward: str, ours: str, both: bool = separate) -> Key:
+        published = (f"layers.*.mixer.{forward}", f"layers.*.mixer.{backward}")
+        return Key(published if both else published[:1], f"blocks.*.mixer.{ours}")
+
+    return KeyTable(
+        [
+            stacked("conv1d.weight", "conv1d_b.weight", "conv.weight"),
+            stacked("conv1d.bias", "conv1d_b.bias", "conv.bias"),
+            stacked("x_proj.weight", "x_proj_b.weight", "scan.x_proj_weight"),
+            stacked("dt_proj.weight", "dt_proj_b.weight", "scan.dt_weight"),
+            stacked("dt_proj.bias", "dt_proj_b.bias", "scan.dt_bias"),
+            stacked("A_log", "A_b_log", "scan.A_log", both=directions != "forward"),
+            stacked("D", "D_b", "scan.D"),
+            Key("layers.*.**", "blocks.*.**"),
+            Key("patch_embed.**", "stem.**"),
+            Key("norm_f.weight", "norm.weight"),
+        ]
+    )
+
+
+def _release(params: int, top1: float | None, top5: float | None, repo: str, file: str, grid: int, **facts: Any) -> Release:
+    return Release(
+        params=params,
+        top1=top1,
+        top5=top5,
+        hf_hub_id=repo and f"hustvl/{repo}",
+        hf_hub_filename=file,
+        weights_license="unclear: apache-2.0 in the metadata, non-commercial in the model card",
+        paper="2401.09417",
+        pool_size=(grid, grid),
+        first_conv="stem.proj",
+        **facts,
+    )
+
+
+default_cfgs = register_releases(
+    {
+        "vim_tiny.in1k": _release(7_148_008, 76.1, 93.0, "Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth", 14),
+        "vim_tiny_plus.in1k": _release(7_250_344, 78.3, 94.2, "Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth", 27),
+        "vim_small.in1k": _release(25_796_584, 80.5, 95.1, "Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth", 14),
+        "vim_small_plus.in1k": _release(26_001_256, 81.6, 95.4, "Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 27),
+        "vim_base.in1k": _release(97_598_440, 81.9, 95.8, "Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 14),
+        "vim_base_plus": _release(98_007_784, 83.2, None, "", "", 27, note="reported in the paper; no weights were released"),
+        "vim_tiny_legacy.in1k": _release(7_148_008, 73.1, 91.1, "Vim-tiny", "vim_tiny_73p1.pth", 14),
+        "vim_nano": Release(
+            params=0, num_classes=10, input_size=(3, 32, 32), pool_size=(7, 7), crop_pct=1.0, first_conv="stem.proj"
+        ),
+    }
+)
+
+
+def _vim(variant: str, pretrained: bool, options: dict[str, Any], **config: Any) -> Vim:
+    config = {**config, "weights_class_token": config.get("class_token", "middle"), **options}
+    indices = evenly_spaced(config.get("depth", 24) // (1 + config.get("paired_blocks", False)))
+    return cast(Vim, build_model(Vim, variant, pretrained, feature_indices=indices, **config))
+
+
+@register_model
+def vim_tiny(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-Ti: 192 channels."""
+    return _vim("vim_tiny", pretrained, kwargs, width=192)
+
+
+@register_model
+def vim_tiny_plus(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-Ti with overlapping patches, fine-tuned from the former."""
+    return _vim("vim_tiny_plus", pretrained, kwargs, width=192, stride=8)
+
+
+@register_model
+def vim_small(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-S: 384 channels."""
+    return _vim("vim_small", pretrained, kwargs, width=384)
+
+
+@register_model
+def vim_small_plus(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-S with overlapping patches, fine-tuned from the former."""
+    return _vim("vim_small_plus", pretrained, kwargs, width=384, stride=8)
+
+
+@register_model
+def vim_base(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-B: 768 channels."""
+    return _vim("vim_base", pretrained, kwargs, width=768)
+
+
+@register_model
+def vim_base_plus(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-B with overlapping patches; its weights were never released."""
+    return _vim("vim_base_plus", pretrained, kwargs, width=768, stride=8)
+
+
+@register_model
+def vim_tiny_legacy(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """The first published Vim-Ti: class token in front, rotary embedding of both streams, directions summed."""
+    return _vim(
+        "vim_tiny_legacy",
+        pretrained,
+        kwargs,
+        width=192,
+        class_token="first",
+        rotary="hidden_and_residual",
+        halve=False,
+    )
+
+
+@register_model
+def vim_nano(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """A Vim of 4 blocks for 32x32 images: for demonstrations and tests."""
+    return _vim("vim_nano", pretrained, kwargs, width=64, depth=4, img_size=32, patch_size=8, stride=4)

@@ -1,0 +1,178 @@
+"""x W^T + b on the CPU by the faster of torch's two matrix products.
+
+torch multiplies float32 matrices with MKL, which takes a slower path on processors that are not Intel's; oneDNN, which torch brings
+along too, can be twice as fast there. Which one is faster is measured once per machine and torch version, and remembered.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from .schema import _library
+
+CHOICES = ("auto", "torch", "onednn")
+_NEEDED_GAIN = 1.2  # of the median times; below that a second library in use is not worth its caches
+
+_library.define("linear(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
+_library.define("linear_weight_gradient(Tensor grad, Tensor x) -> Tensor")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """`torch.nn.functional.linear`, by oneDNN where that was measured to be faster.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out) or None.
+        gelu: apply the exact GELU to the result; without gradients it costs no pass over memory.
+
+    float32 on the CPU outside of autocast goes by the measurement, or by the environment variable VISIONSSM_LINEAR ("auto",
+    "torch", "onednn"); everything else, and what is exported, is torch's own.
+
+    Example:
+        >>> linear(torch.ones(2, 3), torch.ones(4, 3)).shape
+        torch.Size([2, 4])
+    """
+    plain = x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32
+    if plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting() or not uses_onednn():
+        y = F.linear(x, weight, bias)
+        return F.gelu(y) if gelu else y
+    fused = gelu and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+    y = torch.ops.visionssm.linear(x, weight, bias, fused)
+    return F.gelu(y) if gelu and not fused else y
+
+
+@torch.compiler.assume_constant_result
+def uses_onednn() -> bool:
+    """Whether :func:`linear` takes oneDNN on this machine; decided at the first call and kept for the process."""
+    global _onednn
+    if _onednn is None:
+        _onednn = _decide()
+    return _onednn
+
+
+_onednn: bool | None = None
+
+
+def _decide() -> bool:
+    choice = os.environ.get("VISIONSSM_LINEAR", "auto")
+    if choice not in CHOICES:
+        raise ValueError(f"VISIONSSM_LINEAR: got {choice!r}, choose from {', '.join(CHOICES)}")
+    if choice != "auto":
+        return choice == "onednn"
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return _remembered()["onednn_gain"] >= _NEEDED_GAIN
+
+
+def _remembered() -> dict[str, float]:
+    """The measurement of this machine: read from the user's cache, or made now and kept there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visionssm"
+    key = f"{torch.__version__} {platform.machine()} {_processor()} {torch.get_num_threads()}"
+    file = cache / f"linear-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+    try:
+        found = json.loads(file.read_text())
+        if isinstance(found, dict) and isinstance(found.get("onednn_gain"), float):
+            return found
+    except (OSError, ValueError):
+        pass
+    measured = {"onednn_gain": measure_gain()}
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(measured))
+        os.replace(unfinished, file)
+    except OSError:
+        pass  # a home that cannot be written to: the next process measures again
+    return measured
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def measure_gain(repeats: int = 5) -> float:
+    """How many times faster oneDNN's product is than torch's, over sizes that the models here have; about 0.1 s.
+
+    The two take turns, and the smallest of all ratios of medians decides, so that a busy machine does not switch by accident.
+    """
+    gains = []
+    with torch.no_grad():
+        for rows, inner, outer in ((3136, 96, 384), (784, 384, 1536)):
+            x, weight, bias = torch.ones(rows, inner), torch.ones(outer, inner), torch.ones(outer)
+            pair: tuple[Callable[[], Any], Callable[[], Any]] = (
+                lambda x=x, w=weight, b=bias: F.linear(x, w, b),
+                lambda x=x, w=weight, b=bias: torch.ops.visionssm.linear(x, w, b, False),
+            )
+            times: tuple[list[float], list[float]] = ([], [])
+            for _ in range(repeats + 1):
+                for function, spent in zip(pair, times, strict=True):
+                    start = time.perf_counter()
+                    function()
+                    spent.append(time.perf_counter() - start)
+            medians = [sorted(spent[1:])[repeats // 2] for spent in times]
+            gains.append(medians[0] / medians[1])
+    return min(gains)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    # oneDNN reads dense rows; a bare transpose of a gradient is not.
+    post = "gelu" if gelu else "none"
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), bias, post, [], "none" if gelu else "")
+
+
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.flatten(0, -2).t() @ x.flatten(0, -2)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, _ = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.has_bias = bias is not None
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    return (
+        torch.ops.visionssm.linear(grad, weight.t(), None, False) if needs_x else None,
+        torch.ops.visionssm.linear_weight_gradient(grad, x) if needs_weight else None,
+        grad.flatten(0, -2).sum(0) if ctx.has_bias and needs_bias else None,
+        None,
+    )
+
+
+_library.impl("linear", _forward, "CPU")
+_library.impl("linear_weight_gradient", _weight_gradient, "CPU")
+torch.library.register_fake(
+    "visionssm::linear", lambda x, weight, bias, gelu: x.new_empty((*x.shape[:-1], weight.shape[0])), lib=_library
+)
+torch.library.register_fake(
+    "visionssm::linear_weight_gradient", lambda grad, x: x.new_empty((grad.shape[-1], x.shape[-1])), lib=_library
+)
+torch.library.register_autograd("visionssm::linear", _differentiate, setup_context=_setup_context, lib=_library)
+
+
+@register_flop_formula(torch.ops.visionssm.linear)
+def _linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+@register_flop_formula(torch.ops.visionssm.linear_weight_gradient)
+def _linear_weight_gradient_flops(grad: Any, x: Any, **_: Any) -> int:
+    return 2 * math.prod(grad) * x[-1]
