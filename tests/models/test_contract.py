@@ -206,6 +206,17 @@ def test_autocast_is_finite_and_near(name, dtype):
     assert (low.float() - exact).abs().max() < 0.1 * exact.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", NANO)
+def test_a_model_cast_to_half_precision_runs_in_it(name, dtype):
+    model = build(name)
+    with torch.inference_mode():
+        exact = model(image())
+        low = model.to(dtype)(image().to(dtype))
+    assert low.dtype == dtype
+    assert (low.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
 @pytest.mark.parametrize("name", NANO)
 def test_channels_last_input_and_float64(name):
     model = build(name)

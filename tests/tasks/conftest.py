@@ -1,14 +1,25 @@
 """A small trained run that several tests read, and the settings it came from."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from visionssm.tasks.config import TrainConfig
 
 # A convolutional network of timm with 200 thousand parameters: the engine is tested here, not the models.
 SMALL: dict[str, Any] = {"model": "test_convnext", "img_size": (32, 32), "epochs": 2, "device": "cpu"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads, and far slower where other processes run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +29,7 @@ def small_settings() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_run(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """The folder of a finished run on digits, with averaged weights; not to be changed."""
     from visionssm.tasks.train import train
 

@@ -20,14 +20,15 @@ def test_a_run_learns_and_leaves_everything_behind(trained_run: Path) -> None:
     assert results["test"]["top1"] > 0.8
     assert results["test"]["images"] == 359
     assert yaml.safe_load((trained_run / "config.yaml").read_text())["model"] == "test_convnext"
-    assert json.loads((trained_run / "environment.json").read_text())["versions"]["torch"] == torch.__version__
+    versions = json.loads((trained_run / "environment.json").read_text())["versions"]
+    assert torch.__version__.startswith(versions["torch"])
     assert sorted(path.name for path in trained_run.iterdir()) == [
         "best.ckpt", "config.yaml", "environment.json", "last.ckpt", "metrics.csv", "results.json",
     ]  # fmt: skip
 
 
 def test_the_log_says_what_an_evaluation_of_the_checkpoint_finds(trained_run: Path) -> None:
-    rows = list(csv.DictReader((trained_run / "metrics.csv").open()))
+    rows = list(csv.DictReader((trained_run / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     again = evaluate(load_classifier(trained_run / "last.ckpt"), load_digits().val)
     assert float(rows[-1]["val_top1"]) == pytest.approx(again.top1)

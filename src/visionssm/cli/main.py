@@ -12,7 +12,7 @@ import visionssm
 from visionssm.cli import errors
 
 # One module of visionssm.cli per command, in the order in which `visionssm --help` shows them.
-COMMANDS = ("train", "eval", "predict", "demo", "list", "info", "convert", "verify", "doctor")
+COMMANDS = ("train", "eval", "predict", "demo", "list", "info", "convert", "verify", "bench", "doctor")
 
 
 class CommandParser(argparse.ArgumentParser):

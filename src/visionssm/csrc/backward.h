@@ -209,20 +209,16 @@ static void project_back(
     }
 }
 
-template <class T>
-static void write_row(const Tensor& target, int64_t b, int64_t p, int64_t k, const T* row, int64_t count) {
-  constexpr int W = kLanes<T>;
-  char* out = address(target, b, p, k, 0);
-  for (int64_t i = 0; i < count; i += W)
-    write_lanes(target.dtype, out, i, load_part(row + i, smaller(W, count - i)), smaller(W, count - i));
-}
-
+// Rows of the sums over channels: N numbers for B, N for C and R for a low-rank dt.
 template <class T>
 static void write_columns(const Arguments& a, int64_t b, int64_t p, int64_t k, const T* row) {
   if (p < 0) return;
-  write_row(a.grad_B, b, p, k, row, a.N);
-  write_row(a.grad_C, b, p, k, row + a.N, a.N);
-  if (a.R) write_row(a.grad_dt, b, p, k, row + 2 * a.N, a.R);
+  const auto write = [&](const Tensor& target, const T* part, int64_t count) {
+    with_format<T>(target.dtype, [&](auto format) { write_row(format, address(target, b, p, k, 0), count, part); });
+  };
+  write(a.grad_B, row, a.N);
+  write(a.grad_C, row + a.N, a.N);
+  if (a.R) write(a.grad_dt, row + 2 * a.N, a.R);
 }
 
 // One path of one image for one channel group. The gradient by x goes where forward_path would put its outputs. `columns` takes
@@ -241,8 +237,7 @@ static void backward_path(
     transpose_in(source, a.N, smaller(W, group.width - v * W), scratch.adjoint + v * a.N * W);
   }
   for (int64_t t = (a.T - 1) / S * S; t >= 0; t -= S) {
-    chunk.steps = smaller(S, a.T - t);
-    for (int64_t s = 0; s < chunk.steps; s++) chunk.position[s] = path[t + s];
+    chunk.walk(path + t, smaller(S, a.T - t));
     fetch(chunk, a.B, b, k, 0, a.N, a.N, scratch.zeros, scratch.B, chunk.B);
     fetch(chunk, a.C, b, k, 0, a.N, a.N, scratch.zeros, scratch.C, chunk.C);
     if (a.R) fetch(chunk, a.dt, b, k, 0, a.R, a.R, scratch.zeros, scratch.dt, chunk.dt);
@@ -262,17 +257,10 @@ static void backward_path(
       for (; n < a.N; n++) retreat_vectors<T, 1>(a, chunk, scratch, parameters, totals, b, k, t, block, n, adjoint);
       finish_channels(a, chunk, scratch, parameters, totals, k, block);
       if (a.R) project_back(a, chunk, scratch, parameters, totals, k, block);
-      for (int64_t s = 0; s < chunk.steps; s++) {
-        const int64_t p = chunk.position[s];
-        if (p < 0) continue;
-        SumMap<T> part_sums = sums;
-        if (sums.data) part_sums.data += block.first - group.first;
-        char* out = target ? address(*target, b, p, k, block.first) : nullptr;
-        finish_row(scratch.through + s * block.padded, block, part_sums, p, add, target, out);
-        if (!a.R)
-          finish_row<T>(
-              scratch.grad_delta + s * block.padded, block, {}, p, false, &a.grad_dt, address(a.grad_dt, b, p, k, block.first));
-      }
+      SumMap<T> part_sums = sums;
+      if (sums.data) part_sums.data += block.first - group.first;
+      finish_rows(chunk, scratch.through, block, part_sums, add, target, b, k);
+      if (!a.R) finish_rows(chunk, scratch.grad_delta, block, {}, false, &a.grad_dt, b, k);
     }
     if (columns)
       memcpy(columns + t * width, scratch.columns, chunk.steps * width * sizeof(T));

@@ -11,6 +11,8 @@ INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+INLINE int64_t bytes_of(int64_t dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+
 // Channels [first, first + width), in vectors [first_vector, first_vector + vectors) of the map's channels.
 template <class T>
 struct Block {
@@ -95,12 +97,11 @@ static void pack_parameters(const Arguments& a, const Parameters<T>& packed, int
   }
   for (int64_t i = 0; i < a.R * W; i++) weight[i] = 0;
   for (int64_t lane = 0; lane < channels; lane++) {
-    read_row(a.dt_weight_dtype, (const uint16_t*)a.dt_weight + (at + lane) * a.R, a.R, row);
+    const char* source = (const char*)a.dt_weight + (at + lane) * a.R * bytes_of(a.dt_weight_dtype);
+    with_format<T>(a.dt_weight_dtype, [&](auto format) { read_row(format, source, a.R, row); });
     for (int64_t r = 0; r < a.R; r++) weight[r * W + lane] = row[r];
   }
 }
-
-INLINE int64_t bytes_of(int64_t dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
 
 INLINE char* address(const Tensor& t, int64_t b, int64_t p, int64_t k, int64_t first) {
   return (char*)t.data + (b * t.batch_stride + p * t.position_stride + k * t.path_stride + first) * bytes_of(t.dtype);
@@ -110,12 +111,25 @@ INLINE char* address(const Tensor& t, int64_t b, int64_t p, int64_t k, int64_t f
 template <class T, int kSteps>
 struct Tile {
   int64_t steps;
-  int64_t position[kSteps];
+  bool padding;                // whether any step is over padding
+  int64_t position[kSteps];    // -1 over padding
+  int64_t source[kSteps];      // the same, but 0 over padding, to be read and thrown away
   const T* x[kSteps];
   const T* B[kSteps];
   const T* C[kSteps];
   const T* dt[kSteps];  // (width), or (R) for a low-rank dt
   const T* grad_y[kSteps];
+
+  void walk(const int32_t* path, int64_t count) {
+    steps = count;
+    int32_t lowest = 0;
+    for (int64_t s = 0; s < steps; s++) {
+      lowest = path[s] < lowest ? path[s] : lowest;
+      position[s] = path[s];
+      source[s] = larger(path[s], 0);
+    }
+    padding = lowest < 0;
+  }
 };
 
 // Points rows[s] at `count` numbers of each step, converted into `copies` where they are of another type or would be read by
@@ -124,18 +138,32 @@ template <class T, int kSteps>
 INLINE void fetch(
     const Tile<T, kSteps>& tile, const Tensor& t, int64_t b, int64_t k, int64_t first, int64_t count, int64_t padded,
     const T* zeros, T* copies, const T** rows) {
-  const bool direct = t.dtype == Simd<T>::dtype && count == padded;
-  for (int64_t s = 0; s < tile.steps; s++) {
-    const int64_t p = tile.position[s];
-    if (p < 0) {
-      rows[s] = zeros;
-      continue;
-    }
-    const char* source = address(t, b, p, k, first);
-    rows[s] = direct ? (const T*)source : copies + s * padded;
-    if (direct) continue;
-    read_row(t.dtype, source, count, copies + s * padded);
-    for (int64_t i = count; i < padded; i++) copies[s * padded + i] = 0;
+  const char* base = address(t, b, 0, k, first);
+  const int64_t steps = tile.steps, stride = t.position_stride * bytes_of(t.dtype);
+  if (t.dtype == Simd<T>::dtype && count == padded) {
+    for (int64_t s = 0; s < steps; s++) rows[s] = (const T*)(base + tile.source[s] * stride);
+  } else {
+    with_format<T>(t.dtype, [&](auto format) {
+      for (int64_t s = 0; s < steps; s++) {
+        T* copy = copies + s * padded;
+        read_row(format, base + tile.source[s] * stride, count, copy);
+        for (int64_t i = count; i < padded; i++) copy[i] = 0;
+        rows[s] = copy;
+      }
+    });
+  }
+  if (!tile.padding) return;
+  for (int64_t s = 0; s < steps; s++)
+    if (tile.position[s] < 0) rows[s] = zeros;
+}
+
+// Asks the memory for rows that the next tile will read or write.
+INLINE void prefetch(const Tensor& t, int64_t b, int64_t k, int64_t first, int64_t count, const int32_t* path, int64_t steps) {
+  const char* base = address(t, b, 0, k, first);
+  const int64_t stride = t.position_stride * bytes_of(t.dtype), bytes = count * bytes_of(t.dtype);
+  for (int64_t s = 0; s < steps; s++) {
+    const char* row = base + larger(path[s], 0) * stride;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
   }
 }
 

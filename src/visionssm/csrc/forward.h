@@ -11,66 +11,15 @@
 namespace visionssm::VISIONSSM_TARGET {
 
 constexpr int kForwardSteps = 16;
-
-// The recurrence over one tile for one vector of channels and kStates of its states, which stay in registers.
-template <class T, int kStates, bool kZoh>
-INLINE void advance(
-    const Tile<T, kForwardSteps>& tile, const T* delta, const T* drive, T* out, int64_t padded, int64_t n, const T* A, T* state) {
-  constexpr int W = kLanes<T>;
-  using V = Vector<T>;
-  V h[kStates], inverse_A[kStates];
-  for (int i = 0; i < kStates; i++) {
-    h[i] = load(state + i * W);
-    if constexpr (kZoh) inverse_A[i] = kExponentScale<T> / load(A + i * W);
-  }
-  for (int64_t s = 0; s < tile.steps; s++) {
-    const V step = load(delta + s * padded), input = load(drive + s * padded);
-    V y = load(out + s * padded);
-#pragma GCC unroll 16
-    for (int i = 0; i < kStates; i++) {
-      const V b = broadcast(tile.B[s][n + i]) * input;
-      if constexpr (kZoh) {
-        const Decay<V> e = decay_and_excess(step, load(A + i * W));
-        h[i] = fma(e.factor, h[i], e.minus_one * inverse_A[i] * b);
-      } else {
-        h[i] = fma(decay(step, load(A + i * W)), h[i], b);
-      }
-      y = fma(broadcast(tile.C[s][n + i]), h[i], y);
-    }
-    store(out + s * padded, y);
-  }
-  for (int i = 0; i < kStates; i++) store(state + i * W, h[i]);
-}
-
-template <class T, int kStates, bool kZoh>
-INLINE int64_t advance_while(
-    const Tile<T, kForwardSteps>& tile, const T* delta, const T* drive, T* out, int64_t padded, int64_t n, int64_t N, const T* A,
-    T* state) {
-  if constexpr (kStates <= kStatesAtOnce)
-    for (; n + kStates <= N; n += kStates)
-      advance<T, kStates, kZoh>(tile, delta, drive, out, padded, n, A + n * kLanes<T>, state + n * kLanes<T>);
-  return n;
-}
-
-template <class T, bool kZoh>
-static void advance_all(
-    const Tile<T, kForwardSteps>& tile, const T* delta, const T* drive, T* out, int64_t padded, int64_t N, const T* A, T* state) {
-  int64_t n = 0;
-  n = advance_while<T, 16, kZoh>(tile, delta, drive, out, padded, n, N, A, state);
-  n = advance_while<T, 8, kZoh>(tile, delta, drive, out, padded, n, N, A, state);
-  n = advance_while<T, 4, kZoh>(tile, delta, drive, out, padded, n, N, A, state);
-  n = advance_while<T, 2, kZoh>(tile, delta, drive, out, padded, n, N, A, state);
-  advance_while<T, 1, kZoh>(tile, delta, drive, out, padded, n, N, A, state);
-}
+constexpr int64_t kNearBytes = 1 << 20;
 
 template <class T>
 struct ForwardScratch {
-  T *delta, *drive, *out, *x, *dt, *B, *C, *zeros, *state, *map;
+  T *delta, *out, *x, *dt, *B, *C, *zeros, *state, *map;
 
   ForwardScratch(Arena& arena, const Arguments& a, int64_t padded, bool keeps_map) {
     const int64_t columns = larger(padded, larger(a.N, a.R));
     delta = arena.take<T>(kForwardSteps * padded);
-    drive = arena.take<T>(kForwardSteps * padded);
     out = arena.take<T>(kForwardSteps * padded);
     x = arena.take<T>(kForwardSteps * padded);
     dt = arena.take<T>(kForwardSteps * larger(padded, a.R));
@@ -82,6 +31,54 @@ struct ForwardScratch {
     if (zeros) memset(zeros, 0, columns * sizeof(T));
   }
 };
+
+// The recurrence over one tile for one vector of channels, place v of the block, and kStates of its states, from n on, which stay
+// in registers. The first states of a channel start `out` with D x, the others add to it.
+template <class T, int kStates, bool kZoh>
+INLINE void advance(
+    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n, const T* D,
+    const T* A, T* state) {
+  constexpr int W = kLanes<T>;
+  using V = Vector<T>;
+  const V skip = load(D);
+  V h[kStates], inverse_A[kStates];
+  for (int i = 0; i < kStates; i++) {
+    h[i] = load(state + i * W);
+    if constexpr (kZoh) inverse_A[i] = kExponentScale<T> / load(A + i * W);
+  }
+  const T* delta = scratch.delta + v * W;
+  T* out = scratch.out + v * W;
+  const int64_t steps = tile.steps;
+  for (int64_t s = 0; s < steps; s++) {
+    const V step = load(delta + s * padded), x = load(tile.x[s] + v * W), drive = kZoh ? x : step * x;
+    const T* B = tile.B[s] + n;
+    const T* C = tile.C[s] + n;
+    V y = n == 0 ? skip * x : load(out + s * padded);
+#pragma GCC unroll 16
+    for (int i = 0; i < kStates; i++) {
+      const V b = broadcast(B[i]) * drive;
+      if constexpr (kZoh) {
+        const Decay<V> e = decay_and_excess(step, load(A + i * W));
+        h[i] = fma(e.factor, h[i], e.minus_one * inverse_A[i] * b);
+      } else {
+        h[i] = fma(decay(step, load(A + i * W)), h[i], b);
+      }
+      y = fma(broadcast(C[i]), h[i], y);
+    }
+    store(out + s * padded, y);
+  }
+  for (int i = 0; i < kStates; i++) store(state + i * W, h[i]);
+}
+
+// kStates at a time for as long as there are so many, then half of that.
+template <class T, int kStates, bool kZoh>
+INLINE void advance_states(
+    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n, int64_t N,
+    const T* D, const T* A, T* state) {
+  for (; n + kStates <= N; n += kStates)
+    advance<T, kStates, kZoh>(tile, scratch, padded, v, n, D, A + n * kLanes<T>, state + n * kLanes<T>);
+  if constexpr (kStates > 1) advance_states<T, kStates / 2, kZoh>(tile, scratch, padded, v, n, N, D, A, state);
+}
 
 template <class T>
 static void load_state(const Arguments& a, int64_t b, int64_t k, const Block<T>& block, T* state) {
@@ -114,6 +111,20 @@ static void keep_state(const Arguments& a, int64_t b, int64_t k, int64_t t, cons
       store_part(target + n * a.E + v * W, load(state + (v * a.N + n) * W), smaller(W, block.width - v * W));
 }
 
+template <class T>
+static void prefetch_tile(
+    const Arguments& a, int64_t b, int64_t k, const Block<T>& block, const SumMap<T>& sums, const Tensor* target,
+    const int32_t* path, int64_t steps) {
+  prefetch(a.x, b, k, block.first, block.width, path, steps);
+  prefetch(a.B, b, k, 0, a.N, path, steps);
+  prefetch(a.C, b, k, 0, a.N, path, steps);
+  prefetch(a.dt, b, k, a.R ? 0 : block.first, a.R ? a.R : block.width, path, steps);
+  if (target) prefetch(*target, b, k, block.first, block.width, path, steps);
+  if (!sums.data) return;
+  const Tensor map = {sums.data, Simd<T>::dtype, 0, sums.stride, 0};
+  prefetch(map, 0, 0, 0, block.width, path, steps);
+}
+
 // One path of one image for one block of channels. The outputs go to `target` if it is given, else into `sums`; with `add` what
 // is in `sums` is added first.
 template <class T>
@@ -123,12 +134,14 @@ static void forward_path(
   constexpr int W = kLanes<T>;
   const int64_t padded = block.padded;
   const int32_t* path = a.path + k * a.path_stride;
+  // Rows of a map that does not fit into the second-level cache come late, and jump by whole image rows on some paths.
+  const bool far = a.L * a.x.position_stride * bytes_of(a.x.dtype) > kNearBytes;
   Tile<T, kForwardSteps> tile;
   load_state(a, b, k, block, scratch.state);
   for (int64_t t = 0; t < a.T; t += kForwardSteps) {
-    tile.steps = smaller(kForwardSteps, a.T - t);
-    for (int64_t s = 0; s < tile.steps; s++) tile.position[s] = path[t + s];
+    tile.walk(path + t, smaller(kForwardSteps, a.T - t));
     if (a.checkpoints && t % a.checkpoint_steps == 0) keep_state(a, b, k, t, block, scratch.state);
+    if (far) prefetch_tile(a, b, k, block, sums, target, path + t + kForwardSteps, smaller(kForwardSteps, a.T - t - kForwardSteps));
     fetch(tile, a.x, b, k, block.first, block.width, padded, scratch.zeros, scratch.x, tile.x);
     fetch(tile, a.B, b, k, 0, a.N, a.N, scratch.zeros, scratch.B, tile.B);
     fetch(tile, a.C, b, k, 0, a.N, a.N, scratch.zeros, scratch.C, tile.C);
@@ -138,26 +151,15 @@ static void forward_path(
       fetch(tile, a.dt, b, k, block.first, block.width, padded, scratch.zeros, scratch.dt, tile.dt);
     step_sizes(a, tile, parameters, k, block, scratch.delta);
     for (int64_t v = 0; v < block.vectors; v++) {
-      const Vector<T> D = load(parameters.D(k, block.first_vector + v));
-      for (int64_t s = 0; s < tile.steps; s++) {
-        const int64_t i = s * padded + v * W;
-        const Vector<T> x = load(tile.x[s] + v * W);
-        store(scratch.drive + i, a.zoh ? x : load(scratch.delta + i) * x);
-        store(scratch.out + i, D * x);
-      }
+      const T* D = parameters.D(k, block.first_vector + v);
       const T* A = parameters.A(k, block.first_vector + v);
       T* state = scratch.state + v * a.N * W;
       if (a.zoh)
-        advance_all<T, true>(tile, scratch.delta + v * W, scratch.drive + v * W, scratch.out + v * W, padded, a.N, A, state);
+        advance_states<T, kStatesAtOnce, true>(tile, scratch, padded, v, 0, a.N, D, A, state);
       else
-        advance_all<T, false>(tile, scratch.delta + v * W, scratch.drive + v * W, scratch.out + v * W, padded, a.N, A, state);
+        advance_states<T, kStatesAtOnce, false>(tile, scratch, padded, v, 0, a.N, D, A, state);
     }
-    for (int64_t s = 0; s < tile.steps; s++) {
-      const int64_t p = tile.position[s];
-      if (p < 0) continue;
-      char* out = target ? address(*target, b, p, k, block.first) : nullptr;
-      finish_row(scratch.out + s * padded, block, sums, p, add, target, out);
-    }
+    finish_rows(tile, scratch.out, block, sums, add, target, b, k);
   }
   save_state(a, b, k, block, scratch.state, (T*)a.last_state);
 }

@@ -5,26 +5,55 @@
 namespace visionssm::VISIONSSM_TARGET {
 
 // A map of sums over the paths, for one block of channels: rows of T, `stride` numbers apart.
+struct Yes {
+  constexpr operator bool() const { return true; }
+};
+struct No {
+  constexpr operator bool() const { return false; }
+};
+
 template <class T>
 struct SumMap {
   T* data;
   int64_t stride;
 };
 
-// Adds a row to what earlier paths left in `sums`, and writes it to `target` if that is given, else back to `sums`.
-template <class T>
-INLINE void finish_row(
-    const T* row, const Block<T>& block, const SumMap<T>& sums, int64_t p, bool add, const Tensor* target, char* out) {
+// Adds rows, `padded` apart, to what earlier paths left in `sums`, and writes them to `target` if that is given, else to `sums`.
+template <class T, int kSteps>
+INLINE void finish_rows(
+    const Tile<T, kSteps>& tile, const T* rows, const Block<T>& block, const SumMap<T>& sums, bool add, const Tensor* target,
+    int64_t b, int64_t k) {
   constexpr int W = kLanes<T>;
-  for (int64_t v = 0; v < block.vectors; v++) {
-    const int64_t lanes = smaller(W, block.width - v * W);
-    Vector<T> value = load(row + v * W);
-    if (add) value = load_part(sums.data + p * sums.stride + v * W, lanes) + value;
-    if (target)
-      write_lanes(target->dtype, out, v * W, value, lanes);
+  const int64_t padded = block.padded, width = block.width, steps = tile.steps;
+  const auto finish = [&](auto format, char* out, int64_t stride, auto adds) {
+    for (int64_t s = 0; s < steps; s++) {
+      const int64_t p = tile.position[s];
+      if (p < 0) continue;
+      const T* row = rows + s * padded;
+      const T* before = sums.data + p * sums.stride;
+      char* result = out + p * stride;
+      int64_t i = 0;
+      for (; i + W <= width; i += W) {
+        Vector<T> value = load(row + i);
+        if constexpr (adds) value = load(before + i) + value;
+        format.write(result + i * format.bytes, value);
+      }
+      if (i == width) continue;
+      Vector<T> value = load(row + i);
+      if constexpr (adds) value = load_part(before + i, width - i) + value;
+      write_part<T>(format, result + i * format.bytes, value, width - i);
+    }
+  };
+  const auto run = [&](auto format, char* out, int64_t stride) {
+    if (add)
+      finish(format, out, stride, Yes());
     else
-      store_part(sums.data + p * sums.stride + v * W, value, lanes);
-  }
+      finish(format, out, stride, No());
+  };
+  if (!target) return run(Native<T>(), (char*)sums.data, sums.stride * int64_t(sizeof(T)));
+  with_format<T>(target->dtype, [&](auto format) {
+    run(format, address(*target, b, 0, k, block.first), target->position_stride * format.bytes);
+  });
 }
 
 // Whether a task that walks all paths needs a map of its own to sum in: where the result is of another type than the sums.
@@ -51,8 +80,10 @@ INLINE void walk_paths(
     walk(k, sums, !a.complete || k > 0, last ? &result : nullptr);
   }
   if (in_place || a.complete) return;
-  for (int64_t p = 0; p < a.L; p++)
-    finish_row(sums.data + p * sums.stride, block, {}, p, false, &result, address(result, b, p, 0, block.first));
+  with_format<T>(result.dtype, [&](auto format) {
+    for (int64_t p = 0; p < a.L; p++)
+      write_row(format, address(result, b, p, 0, block.first), block.width, sums.data + p * sums.stride);
+  });
 }
 
 // Where paths are tasks of their own: one map per path, (K, batch, L, E).
@@ -75,7 +106,7 @@ static void merge_position(const Arguments& a, const T* maps, const Tensor& targ
     Vector<T> value = load_part(source, lanes);
     if (!a.complete) value = Vector<T>{} + value;
     for (int64_t k = 1; k < a.K; k++) value = value + load_part(source + k * a.batch * a.L * a.E, lanes);
-    write_lanes(target.dtype, out, e, value, lanes);
+    with_format<T>(target.dtype, [&](auto format) { write_part<T>(format, out + e * format.bytes, value, lanes); });
   }
 }
 

@@ -186,43 +186,63 @@ INLINE void to_float16(uint16_t* target, floats v) {
 }
 #endif
 
-// Converts a row of numbers to T, in which all sums are made.
-INLINE void read_row(int64_t dtype, const void* source, int64_t count, double* target) {
-  (void)dtype;
-  memcpy(target, source, count * sizeof(double));
+// How numbers of each dtype become T, in which all sums are made, and go back: one vector, and less than one.
+template <class T>
+struct Native {
+  static constexpr int64_t bytes = sizeof(T);
+  INLINE Vector<T> read(const void* source) { return load((const T*)source); }
+  INLINE void write(void* target, Vector<T> v) { store((T*)target, v); }
+};
+
+struct BFloat16 {
+  static constexpr int64_t bytes = 2;
+  INLINE floats read(const void* source) { return from_bfloat16((const uint16_t*)source); }
+  INLINE void write(void* target, floats v) { to_bfloat16((uint16_t*)target, v); }
+};
+
+struct Float16 {
+  static constexpr int64_t bytes = 2;
+  INLINE floats read(const void* source) { return from_float16((const uint16_t*)source); }
+  INLINE void write(void* target, floats v) { to_float16((uint16_t*)target, v); }
+};
+
+// Calls run(format) with the format of a dtype.
+template <class T, class Run>
+INLINE void with_format(int64_t dtype, const Run& run) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (dtype == kBFloat16) return run(BFloat16());
+    if (dtype == kFloat16) return run(Float16());
+  }
+  run(Native<T>());
 }
 
-template <floats (*convert)(const uint16_t*)>
-INLINE void read_halves(const uint16_t* source, int64_t count, float* target) {
-  constexpr int W = kLanes<float>;
-  int64_t i = 0;
-  for (; i + W <= count; i += W) store(target + i, convert(source + i));
-  if (i == count) return;
-  uint16_t rest[W] = {};
-  memcpy(rest, source + i, (count - i) * sizeof(uint16_t));
-  store_part(target + i, convert(rest), count - i);
+template <class T, class Format>
+INLINE Vector<T> read_part(Format, const void* source, int64_t count) {
+  if (count >= kLanes<T>) return Format::read(source);
+  char rest[kLanes<T> * Format::bytes] = {};
+  memcpy(rest, source, count * Format::bytes);
+  return Format::read(rest);
 }
 
-INLINE void read_row(int64_t dtype, const void* source, int64_t count, float* target) {
-  if (dtype == kFloat32) memcpy(target, source, count * sizeof(float));
-  if (dtype == kBFloat16) read_halves<from_bfloat16>((const uint16_t*)source, count, target);
-  if (dtype == kFloat16) read_halves<from_float16>((const uint16_t*)source, count, target);
+template <class T, class Format>
+INLINE void write_part(Format, void* target, Vector<T> v, int64_t count) {
+  if (count >= kLanes<T>) return Format::write(target, v);
+  char rest[kLanes<T> * Format::bytes];
+  Format::write(rest, v);
+  memcpy(target, rest, count * Format::bytes);
 }
 
-// Writes the first `count` lanes at element `index` of an array of another type.
-INLINE void write_lanes(int64_t dtype, void* target, int64_t index, doubles v, int64_t count) {
-  (void)dtype;
-  store_part((double*)target + index, v, count);
+// Rows of `count` numbers in another format.
+template <class T, class Format>
+INLINE void read_row(Format format, const char* source, int64_t count, T* target) {
+  for (int64_t i = 0; i < count; i += kLanes<T>)
+    store_part(target + i, read_part<T>(format, source + i * Format::bytes, count - i), count - i);
 }
 
-INLINE void write_lanes(int64_t dtype, void* target, int64_t index, floats v, int64_t count) {
-  if (dtype == kFloat32) return store_part((float*)target + index, v, count);
-  uint16_t* halves = (uint16_t*)target + index;
-  uint16_t rest[kLanes<float>];
-  uint16_t* whole = count >= kLanes<float> ? halves : rest;
-  if (dtype == kBFloat16) to_bfloat16(whole, v);
-  if (dtype == kFloat16) to_float16(whole, v);
-  if (whole == rest) memcpy(halves, rest, count * sizeof(uint16_t));
+template <class T, class Format>
+INLINE void write_row(Format format, char* target, int64_t count, const T* source) {
+  for (int64_t i = 0; i < count; i += kLanes<T>)
+    write_part<T>(format, target + i * Format::bytes, load_part(source + i, count - i), count - i);
 }
 
 }  // namespace visionssm::VISIONSSM_TARGET

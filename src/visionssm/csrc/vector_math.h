@@ -25,35 +25,36 @@ INLINE floats power_slope(floats r) {
   return fma(q, r, broadcast(0.6931471824645996f));
 }
 
-// Adding it to a float of moderate size leaves the nearest integer in the lowest bits.
-constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
-
 // 2^(a b) = scale + scale * excess.
 struct Power {
   floats scale, excess;
 };
 
 #if defined(__AVX512F__)
+INLINE floats nearest_integer(floats t) {
+  return _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
 INLINE floats power_of_two(floats a, floats b) {
-  const floats n = fma(a, b, broadcast(kRounder)) - kRounder;
-  const floats r = fms(a, b, n);
+  const floats t = a * b, n = nearest_integer(t), r = t - n;
   return _mm512_scalef_ps(fma(power_slope(r), r, broadcast(1.0f)), n);
 }
 
 INLINE Power split_power_of_two(floats a, floats b) {
-  const floats n = fma(a, b, broadcast(kRounder)) - kRounder;
-  const floats r = fms(a, b, n);
+  const floats t = a * b, n = nearest_integer(t), r = t - n;
   return {_mm512_scalef_ps(broadcast(1.0f), n), power_slope(r) * r};
 }
 #else
-// The scale is built from its bits: 0 from 2^-127 down, infinity from 2^128 up. Comparisons are ordered so that NaN stays.
+// Adding 1.5 * 2^23 leaves the nearest integer in the lowest bits, and from there it goes into a float's exponent: 0 from 2^-127
+// down, infinity from 2^128 up. Comparisons are ordered so that NaN stays.
 INLINE Power split_power_of_two(floats a, floats b) {
+  constexpr float rounder = 12582912.0f;
   const floats lowest = broadcast(-127.0f), highest = broadcast(128.0f);
   floats t = a * b;
   t = lowest > t ? lowest : t;
   t = highest < t ? highest : t;
-  const floats rounded = t + kRounder;
-  const floats r = t - (rounded - kRounder);
+  const floats rounded = t + rounder;
+  const floats r = t - (rounded - rounder);
   return {(floats)(((words)rounded << 23) + 0x3f800000), power_slope(r) * r};
 }
 

@@ -109,7 +109,8 @@ class SelectiveScan(nn.Module):
             path,
             dt_weight=self.dt_weight[which],
             merge=merge,
-            out_dtype=torch.promote_types(dt.dtype, torch.float32),
+            # Under autocast the merged sum stays in the parameters' float32; a model cast to half precision stays in its own.
+            out_dtype=torch.promote_types(dt.dtype, self.D.dtype),
         )
         assert isinstance(y, Tensor)
         return y

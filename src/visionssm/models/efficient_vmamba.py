@@ -254,7 +254,7 @@ default_cfgs = register_releases(
         "efficient_vmamba_small.in1k": _release("Small", 11_273_688, 1.3, 78.7),
         "efficient_vmamba_base.in1k": _release("Base", 33_717_136, 4.0, 81.8),
         "efficient_vmamba_nano": Release(
-            params=0, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0, first_conv="stem.conv1"
+            params=195_386, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0, first_conv="stem.conv1"
         ),
     }
 )

@@ -475,7 +475,7 @@ default_cfgs = register_releases(
         "groupmamba_small.in1k": _release("small", 34_781_555, 7.0, 83.9, "1vTN9ynDcsDuOVrcT9GcQ5nBSk-hXySlh"),
         "groupmamba_base.in1k": _release("base", 57_150_838, 14.0, 84.5, "1A_srBeDYpsinU5W3PAEADu1saoz413EU"),
         "groupmamba_nano": Release(
-            params=0, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0, first_conv="stem.conv1"
+            params=238_873, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0, first_conv="stem.conv1"
         ),
     }
 )

@@ -18,16 +18,19 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from ..layers.patches import PatchMerging, PatchStem
+from ..layers.selective import SelectiveScan
 from ..layers.ss2d import SS2D
 from ..ops import paths
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, choose, init_linear_layers
 from ._keys import Key, KeyTable
+from ._plain import Grid, PlainBackbone, TwoStreamBlock, class_positions, evenly_spaced, init_plain, insert_rows, remove_rows
 from ._release import Release, register_releases
 
 Directions = Sequence[Sequence[str]]
 
 UNSCANS = ("inverse", "published")
+CLASS_TOKENS = ("none", "middle")
 SEARCHED = ("h", "h_flip", "v", "v_flip", "w2", "w2_flip", "w7", "w7_flip")
 UNSEARCHED = ("h", "h_flip", "w2", "w2_flip")
 
@@ -278,6 +281,234 @@ class LocalVMamba(HierarchicalBackbone):
         init_linear_layers(self)
 
 
+@paths.cached
+def walk_table(H: int, W: int, names: Sequence[str], class_token: str, *, device: torch.device | None = None) -> Tensor:
+    """The token that each walk reads at each step: (T, K) integers, -1 over padding.
+
+    A class token is read at the same step of every walk as that at which it lies in the sequence.
+    """
+    walk = paths.directions(H, W, names, device=device).t().long()
+    for place in class_positions(class_token, H * W):
+        walk = walk + (walk >= place).long()
+        walk = torch.cat((walk[:place], walk.new_full((1, walk.shape[1]), place), walk[place:]))
+    return walk
+
+
+@paths.cached
+def step_table(H: int, W: int, names: Sequence[str], class_token: str, *, device: torch.device | None = None) -> Tensor:
+    """The step at which each walk reads each token: (L, K) integers, the inverse of :func:`walk_table`."""
+    walk = walk_table(H, W, names, class_token, device=device)
+    length = H * W + len(class_positions(class_token, H * W))
+    steps = torch.arange(walk.shape[0], device=walk.device)[:, None].expand(walk.shape)
+    return torch.zeros_like(walk[:1]).expand(length + 1, -1).scatter(0, torch.where(walk < 0, length, walk), steps)[:length]
+
+
+def _read(values: Tensor, rows: Tensor) -> Tensor:
+    """values[:, rows[i, k], k] as (batch, rows, K, E); values are (batch, S, K, E), or (batch, S, E) for all k. Zero for row -1."""
+    index = rows.clamp(min=0)
+    if values.dim() == 4:
+        K = rows.shape[1]
+        index = index * K + torch.arange(K, device=rows.device)
+        values = values.flatten(1, 2)
+    taken = values.index_select(1, index.flatten()).unflatten(1, rows.shape)
+    return taken * (rows >= 0)[..., None]
+
+
+class _Walk(torch.autograd.Function):
+    """Tokens (batch, L, E) to walking order (batch, T, K, E); backward reads too, so nothing is added up in changing order."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, walk: Tensor, steps: Tensor) -> Tensor:
+        ctx.save_for_backward(steps)
+        return _read(tokens, walk)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return _read(grad, ctx.saved_tensors[0]).sum(2), None, None
+
+
+class _Unwalk(torch.autograd.Function):
+    """Walking order (batch, T, K, E) to the tokens' order (batch, L, K, E); what was read over padding is dropped."""
+
+    @staticmethod
+    def forward(ctx: Any, steps_values: Tensor, walk: Tensor, steps: Tensor) -> Tensor:
+        ctx.save_for_backward(walk)
+        return _read(steps_values, steps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return _read(grad, ctx.saved_tensors[0]), None, None
+
+
+class WalkConv(nn.Module):
+    """Depthwise causal convolution along each of K walks, with its own taps: (batch, T, K, E) to the same shape."""
+
+    def __init__(self, channels: int, num_paths: int, taps: int = 4) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_paths, channels, 1, taps).uniform_(-(taps**-0.5), taps**-0.5))
+        self.bias = nn.Parameter(torch.empty(num_paths, channels).uniform_(-(taps**-0.5), taps**-0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # As a channels-last map of height 1 the steps are read in place; conv1d would transpose them twice.
+        line = x.flatten(2).transpose(1, 2).unsqueeze(2)
+        weight = self.weight.flatten(0, 1).unsqueeze(2)
+        padding = (0, weight.shape[-1] - 1)
+        line = F.conv2d(line, weight, self.bias.flatten(), padding=padding, groups=weight.shape[0])
+        return line[..., : x.shape[1]].squeeze(2).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class LocalVimMixer(nn.Module):
+    """in_proj to (x, z); along each direction convolution, SiLU and selective scan of x; gate by SiLU(z); attention; sum; out_proj.
+
+    Windows are padded before the convolution, which leaves its bias and its neighbours' values there, and the scan walks over
+    them. So tokens are put in walking order first.
+
+    Args:
+        width: C.
+        directions: names, see :func:`visionssm.ops.paths.directions`.
+        combine, unscan: see :class:`LocalVMamba`.
+        class_token: "none" or "middle".
+        expansion: E / C.
+        state: N.
+        dt_init: see :class:`visionssm.layers.SelectiveScan`.
+
+    Shapes: (batch, L, C) to (batch, L, C).
+
+    Example:
+        >>> LocalVimMixer(16, ("h", "v_flip", "w2"))(torch.randn(2, 15, 16), (3, 5)).shape
+        torch.Size([2, 15, 16])
+    """
+
+    def __init__(
+        self,
+        width: int,
+        directions: Sequence[str],
+        combine: str = "attention",
+        unscan: str = "inverse",
+        class_token: str = "none",
+        *,
+        expansion: float = 2.0,
+        state: int = 16,
+        dt_init: str = "linear",
+    ) -> None:
+        super().__init__()
+        channels = int(expansion * width)
+        self.directions = tuple(directions)
+        self.unscan = choose("unscan", unscan, UNSCANS)
+        self.class_token = class_token
+        self.in_proj = nn.Linear(width, 2 * channels, bias=False)
+        self.conv = WalkConv(channels, len(directions))
+        self.scan = SelectiveScan(channels, len(directions), state, -(-width // 16), dt_init)
+        self.combine = _combine(combine, channels, len(directions))
+        self.out_proj = nn.Linear(channels, width, bias=False)
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        x, z = self.in_proj(tokens).chunk(2, dim=-1)
+        y = self._scan(x, grid) * F.silu(z).unsqueeze(2)
+        if self.unscan == "published":
+            places = class_positions(self.class_token, grid[0] * grid[1])
+            patches = undo_as_published(remove_rows(y, places), self.directions, *grid)
+            y = insert_rows(patches, y[:, list(places)], places)
+        return self.out_proj(self.combine(y).to(x.dtype))
+
+    def _scan(self, x: Tensor, grid: Grid) -> Tensor:
+        """Convolution and scan along every direction: (batch, L, E) to (batch, L, K, E), float32 or wider."""
+        walk = walk_table(*grid, self.directions, self.class_token, device=x.device)
+        steps = step_table(*grid, self.directions, self.class_token, device=x.device)
+        x = F.silu(self.conv(_Walk.apply(x, walk, steps)))
+        straight = paths.directions(1, walk.shape[0], ("h",) * walk.shape[1], device=x.device)
+        return _Unwalk.apply(self.scan(x, straight, merge=False), walk, steps)
+
+
+class LocalVim(PlainBackbone):
+    """LocalVim. Any image of at least one patch works; it is filled up with zeros to a multiple of the patch size.
+
+    Args:
+        in_chans, num_classes, global_pool, drop_rate: see :class:`PlainBackbone`.
+        width: C.
+        directions: names of each block's directions; there are as many blocks.
+        class_token: "none" or "middle". The published resizing of position embeddings fails with a class token, so other sizes
+            than the model's own are no published behaviour then.
+        rotary: see :class:`PlainBackbone`; the default is "hidden_and_residual" without a class token, and "none" with one.
+        rotary_resize: "tables", as published: other sizes than the model's own resize cosines and sines; or "positions".
+        combine, unscan, expansion, state, dt_init: see :class:`LocalVimMixer`.
+        drop_path_rate: of the last block; grows linearly from 0. Published runs use 0.1.
+        feature: "mixer", what the last mixer of each feature gave, without the stream that it is added to, which is what the
+            published dense-prediction form takes; or "stream".
+        plain: `img_size`, `patch_size`, `stride`, `pos_resize`, see :class:`PlainBackbone`.
+    """
+
+    key_table = KeyTable(
+        [
+            *(
+                Key(tuple(f"layers.*.mixer.{published}".replace("#", str(k)) for k in range(4)), f"blocks.*.mixer.{ours}")
+                for published, ours in (
+                    ("conv1d_#.weight", "conv.weight"),
+                    ("conv1d_#.bias", "conv.bias"),
+                    ("x_proj_#.weight", "scan.x_proj_weight"),
+                    ("dt_proj_#.weight", "scan.dt_weight"),
+                    ("dt_proj_#.bias", "scan.dt_bias"),
+                    ("A_log_#", "scan.A_log"),
+                    ("D_#", "scan.D"),
+                )
+            ),
+            Key("layers.*.mixer.attn.norm.*", "blocks.*.mixer.combine.norm.*"),
+            Key("layers.*.mixer.attn.global_reduce.*", "blocks.*.mixer.combine.reduce.*"),
+            Key("layers.*.mixer.attn.channel_select.*", "blocks.*.mixer.combine.select.*"),
+            Key("layers.*.**", "blocks.*.**"),
+            Key("patch_embed.**", "stem.**"),
+            Key("norm_f.weight", "norm.weight"),
+        ]
+    )
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str | None = None,
+        drop_rate: float = 0.0,
+        *,
+        width: int = 192,
+        directions: Directions = LOCAL_VIM,
+        class_token: str = "none",
+        rotary: str | None = None,
+        rotary_resize: str = "tables",
+        combine: str = "attention",
+        unscan: str = "inverse",
+        expansion: float = 2.0,
+        state: int = 16,
+        dt_init: str = "linear",
+        drop_path_rate: float = 0.0,
+        feature: str = "mixer",
+        **plain: Any,
+    ) -> None:
+        choose("class_token", class_token, CLASS_TOKENS)
+        directions = check_directions(directions, len(directions))
+
+        def block(names: Sequence[str], rate: float) -> TwoStreamBlock:
+            options: dict[str, Any] = {"expansion": expansion, "state": state, "dt_init": dt_init}
+            return TwoStreamBlock(width, LocalVimMixer(width, names, combine, unscan, class_token, **options), rate)
+
+        super().__init__(
+            [block(*pair) for pair in zip(directions, drop_path_rates(drop_path_rate, len(directions)), strict=True)],
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            width=width,
+            pad_images=True,
+            class_token=class_token,
+            rotary=rotary or ("hidden_and_residual" if class_token == "none" else "none"),
+            rotary_resize=rotary_resize,
+            feature=feature,
+            **plain,
+        )
+        init_plain(self, legacy=True)
+        self.stem.proj.reset_parameters()
+        if class_token != "none":
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+
 def _release(params: int, gflops: float | None, top1: float | None, file: str = "", **facts: Any) -> Release:
     return Release(
         params=params,
@@ -293,9 +524,25 @@ def _release(params: int, gflops: float | None, top1: float | None, file: str = 
 default_cfgs = register_releases(
     {
         "local_vmamba_tiny": _release(
-            25_527_160, 5.7, 82.7, first_conv="stem.conv1", note="The authors announced weights that never came."
+            25_527_160, 5.7, 82.7, first_conv="stem.conv1", note="announced; no weights were released"
         ),
         "local_vmamba_small.in1k": _release(49_748_536, 11.4, 83.7, "local_vssm_small.ckpt", first_conv="stem.conv1"),
+        "local_vim_tiny.in1k": _release(7_994_152, 1.5, 76.2, "local_vim_tiny.ckpt", first_conv="stem.proj"),
+        "local_vim_tiny_middle_cls_token.in1k": _release(
+            7_994_536, None, 77.8, "local_vim_tiny_middle_cls_token.ckpt", first_conv="stem.proj"
+        ),
+        "local_vim_tiny_wo_search": _release(
+            7_994_152, 1.5, 75.8, first_conv="stem.proj", note="reported in the paper; no weights were released"
+        ),
+        "local_vim_small": _release(
+            27_783_784, 4.8, 81.2, first_conv="stem.proj", note="its published link leads to LocalVMamba-S by mistake"
+        ),
+        "local_vim_small_wo_search": _release(
+            27_783_784, 4.8, 81.0, first_conv="stem.proj", note="reported in the paper; no weights were released"
+        ),
+        "local_vim_nano": _release(
+            0, None, None, first_conv="stem.proj", num_classes=10, input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1.0
+        ),
         "local_vmamba_nano": _release(
             254_966,
             None,
@@ -333,3 +580,47 @@ def local_vmamba_nano(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
     return _local_vmamba(
         "local_vmamba_nano", pretrained, kwargs, width=16, depths=(1, 1, 1, 1), state=4, directions=directions
     )
+
+
+def _local_vim(variant: str, pretrained: bool, options: dict[str, Any], **config: Any) -> LocalVim:
+    config = {"directions": LOCAL_VIM, **config, **options}
+    indices = evenly_spaced(len(config["directions"]))
+    return cast(LocalVim, build_model(LocalVim, variant, pretrained, feature_indices=indices, **config))
+
+
+@register_model
+def local_vim_tiny(pretrained: bool = False, **kwargs: Any) -> LocalVim:
+    """LocalVim-T, with the directions that its search found."""
+    return _local_vim("local_vim_tiny", pretrained, kwargs, width=192)
+
+
+@register_model
+def local_vim_tiny_middle_cls_token(pretrained: bool = False, **kwargs: Any) -> LocalVim:
+    """LocalVim-T with a class token in the middle, and no rotary embedding."""
+    return _local_vim("local_vim_tiny_middle_cls_token", pretrained, kwargs, width=192, class_token="middle")
+
+
+@register_model
+def local_vim_tiny_wo_search(pretrained: bool = False, **kwargs: Any) -> LocalVim:
+    """LocalVim-T with the same four directions in every block."""
+    return _local_vim("local_vim_tiny_wo_search", pretrained, kwargs, width=192, directions=(UNSEARCHED,) * 20)
+
+
+@register_model
+def local_vim_small(pretrained: bool = False, **kwargs: Any) -> LocalVim:
+    """LocalVim-S, with the directions that the search found for LocalVim-T."""
+    return _local_vim("local_vim_small", pretrained, kwargs, width=384)
+
+
+@register_model
+def local_vim_small_wo_search(pretrained: bool = False, **kwargs: Any) -> LocalVim:
+    """LocalVim-S with the same four directions in every block, which is what the published code builds under its name."""
+    return _local_vim("local_vim_small_wo_search", pretrained, kwargs, width=384, directions=(UNSEARCHED,) * 20)
+
+
+@register_model
+def local_vim_nano(pretrained: bool = False, **kwargs: Any) -> LocalVim:
+    """A LocalVim of 4 blocks for 32x32 images: for demonstrations and tests."""
+    directions = _directions("h v_flip w2 w2_flip | h_flip v w2 w2_flip | h h_flip v w2 | h h_flip v v_flip")
+    options = {"img_size": 32, "patch_size": 4, "stride": 4, "state": 8, **kwargs}
+    return _local_vim("local_vim_nano", pretrained, options, width=56, directions=directions)

@@ -497,5 +497,5 @@ def mambavision_large3_512(pretrained: bool = False, **kwargs: Any) -> MambaVisi
 @register_model
 def mambavision_nano(pretrained: bool = False, **kwargs: Any) -> MambaVision:
     """A MambaVision of 6 blocks for 32x32 images: for demonstrations and tests."""
-    config = {"width": 16, "stem_width": 16, "depths": (1, 1, 2, 2), "heads": (4, 8), "img_size": 32}
+    config = {"width": 8, "stem_width": 16, "depths": (1, 1, 2, 2), "heads": (2, 4), "img_size": 32}
     return _mambavision("mambavision_nano", pretrained, kwargs, **config)

@@ -79,7 +79,7 @@ def _decide() -> bool:
 def _remembered() -> dict[str, float]:
     """The measurement of this machine: read from the user's cache, or made now and kept there."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visionssm"
-    key = f"{torch.__version__} {platform.machine()} {_processor()} {torch.get_num_threads()}"
+    key = f"{torch.__version__} {platform.machine()} {processor()} {torch.get_num_threads()}"
     file = cache / f"linear-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
     try:
         found = json.loads(file.read_text())
@@ -98,7 +98,8 @@ def _remembered() -> dict[str, float]:
     return measured
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the CPU, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -45,7 +45,7 @@ def _load_delta(
 
 @triton.jit
 def _walk_back(decay, out, carried, rows, BT: tl.constexpr):
-    """g[t] = out[t] + decay[t + 1] g[t + 1] along the rows of a tile; returns g, and decay[0] g[0], what reaches the step before."""
+    """g[t] = out[t] + decay[t + 1] g[t + 1] along the rows of a tile; also decay[0] g[0], for the step before."""
     g = tl.zeros_like(decay)
     for i in tl.static_range(BT):
         row = pick_row(out, rows, BT - 1 - i) + carried
@@ -56,9 +56,10 @@ def _walk_back(decay, out, carried, rows, BT: tl.constexpr):
 
 @triton.jit
 def _rebuild(
-    x, dt, weight, B, A, path, checkpoint, deltas, entering, bias, span, length, stride_xl, stride_dtl, stride_Bl, E, lanes, in_range,
-    N: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, BE: tl.constexpr, BT: tl.constexpr, SOFTPLUS: tl.constexpr, ZOH: tl.constexpr,
-    MASK: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
+    x, dt, weight, B, A, path, checkpoint, deltas, entering, bias, span, length,
+    stride_xl, stride_dtl, stride_Bl, E, lanes, in_range,
+    N: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, BE: tl.constexpr, BT: tl.constexpr, SOFTPLUS: tl.constexpr,
+    ZOH: tl.constexpr, MASK: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """From a checkpoint on: delta of each step, and the states that enter each tile of BT rows."""
     MASKED: tl.constexpr = MASK or PAD or TAIL
@@ -97,9 +98,9 @@ def tile_backward(
     stride_xb, stride_xl, stride_xk, stride_dtb, stride_dtl, stride_dtk, stride_Bb, stride_Bl, stride_Bk,
     stride_Cb, stride_Cl, stride_Ck, stride_pk, stride_yb, stride_yl, stride_yk, stride_gxb, stride_gxl, stride_gxk,
     images, L, K, T, E, chunks, chunk_steps, kept, zero,
-    N: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, BE: tl.constexpr, BT: tl.constexpr, VEC: tl.constexpr, STEPS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, ZOH: tl.constexpr, MERGE: tl.constexpr, ZEROED: tl.constexpr, MASK: tl.constexpr, PAD: tl.constexpr,
-    TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
+    N: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, BE: tl.constexpr, BT: tl.constexpr, VEC: tl.constexpr,
+    STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, ZOH: tl.constexpr, MERGE: tl.constexpr, ZEROED: tl.constexpr,
+    MASK: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Walks back from checkpoint to checkpoint, STEPS steps each: first forward once more, in tiles of 16 rows, which tl.dot needs,
     to write delta and the states that enter each tile of BT rows to the program's `scratch` (STEPS + STEPS // BT N, BE); then
@@ -156,9 +157,10 @@ def tile_backward(
         for i in range(spans):
             span = t0 + (spans - 1 - i) * STEPS
             length = tl.minimum(stop - span, STEPS)
+            checkpoint = checkpoints + (walk * kept + span // STEPS) * (N * E) + channels
             _rebuild(
-                x_k, dt_k, weight_k, B_k, A + k * N * E + channels, path_k, checkpoints + (walk * kept + span // STEPS) * (N * E) + channels,
-                deltas, entering, bias, span, length, stride_xl, stride_dtl, stride_Bl, E, lanes, in_range,
+                x_k, dt_k, weight_k, B_k, A + k * N * E + channels, path_k, checkpoint, deltas, entering, bias, span, length,
+                stride_xl, stride_dtl, stride_Bl, E, lanes, in_range,
                 N, R, RANKS, BE, BT, SOFTPLUS, ZOH, MASK, PAD, TAIL, WIDE, UPCAST,
             )  # fmt: skip
             tl.debug_barrier()

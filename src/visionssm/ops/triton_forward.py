@@ -4,6 +4,8 @@ A program serves one image, one block of channels, one chunk of steps, and one p
 the other (MERGE). All tensors but the states come with strides; states and A are (..., N, E).
 """
 
+# ruff: noqa: RUF005, SIM102  (the kernel language adds tuples with +, and takes constants and values in separate ifs)
+
 import triton
 import triton.language as tl
 
@@ -127,9 +129,9 @@ def tile_forward(
     stride_xb, stride_xl, stride_xk, stride_dtb, stride_dtl, stride_dtk, stride_Bb, stride_Bl, stride_Bk,
     stride_Cb, stride_Cl, stride_Ck, stride_pk, stride_yb, stride_yl, stride_yk,
     K, T, E, chunks, chunk_steps, kept, zero,
-    N: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, BE: tl.constexpr, BT: tl.constexpr, VEC: tl.constexpr, STEPS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, ZOH: tl.constexpr, WRITE: tl.constexpr, SAVE: tl.constexpr, MERGE: tl.constexpr, ZEROED: tl.constexpr,
-    MASK: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
+    N: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, BE: tl.constexpr, BT: tl.constexpr, VEC: tl.constexpr,
+    STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, ZOH: tl.constexpr, WRITE: tl.constexpr, SAVE: tl.constexpr,
+    MERGE: tl.constexpr, ZEROED: tl.constexpr, MASK: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """For N < 8. `last` and `delta_sums` are (batch, K, chunks, N, E) and (batch, K, chunks, E); the latter only without WRITE."""
     block, chunk, image, first, end = locate(tl.cdiv(E, BE), chunks, K, MERGE)
@@ -174,16 +176,18 @@ def tile_forward(
         delta_sum = tl.zeros([BE], tl.float32)
         for t in range(t0, full, BT):
             states, delta_sum = _tile(
-                x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, weight_k, a, skip, bias, states, delta_sum, k, K, t, stop, T,
-                stride_xl, stride_dtl, stride_Bl, stride_Cl, stride_yl, E, channels, lanes, in_range,
-                N, R, RANKS, BT, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None, MERGE, ZEROED, MASK, PAD, False, WIDE, UPCAST,
+                x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, weight_k, a, skip, bias, states, delta_sum,
+                k, K, t, stop, T, stride_xl, stride_dtl, stride_Bl, stride_Cl, stride_yl, E, channels, lanes, in_range,
+                N, R, RANKS, BT, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None,
+                MERGE, ZEROED, MASK, PAD, False, WIDE, UPCAST,
             )  # fmt: skip
         if TAIL:
             if full < stop:
                 states, delta_sum = _tile(
-                    x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, weight_k, a, skip, bias, states, delta_sum, k, K, full,
-                    stop, T, stride_xl, stride_dtl, stride_Bl, stride_Cl, stride_yl, E, channels, lanes, in_range,
-                    N, R, RANKS, BT, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None, MERGE, ZEROED, MASK, PAD, True, WIDE, UPCAST,
+                    x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, weight_k, a, skip, bias, states, delta_sum,
+                    k, K, full, stop, T, stride_xl, stride_dtl, stride_Bl, stride_Cl, stride_yl, E, channels, lanes, in_range,
+                    N, R, RANKS, BT, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None,
+                    MERGE, ZEROED, MASK, PAD, True, WIDE, UPCAST,
                 )  # fmt: skip
         for n in tl.static_range(N):
             tl.store(last + state_k + n * E, states[n], mask=in_range)

@@ -41,13 +41,8 @@ def unavailable(device: str) -> str | None:
     return None
 
 
-def _forward_kernels() -> ModuleType:
-    from . import triton_forward
-
-    return triton_forward
-
-
-def _backward_kernels() -> ModuleType:
+def _kernels() -> Any:
+    """The module of all kernels, which needs Triton."""
     from . import triton_backward
 
     return triton_backward
@@ -56,7 +51,7 @@ def _backward_kernels() -> ModuleType:
 def _interpreted() -> bool:
     from triton.runtime.interpreter import InterpretedFunction
 
-    return isinstance(_forward_kernels().tile_forward, InterpretedFunction)
+    return isinstance(_kernels().tile_forward, InterpretedFunction)
 
 
 class Blocks(NamedTuple):
@@ -68,21 +63,18 @@ class Blocks(NamedTuple):
     warps: int = 1
 
 
-def forward_blocks(E: int, N: int) -> Blocks:
-    """Blocks of the forward kernels: `walk_forward` from N = 8 on, else `tile_forward`."""
+def forward_blocks(E: int, N: int, lanes: int) -> Blocks:
+    """Blocks of the forward kernels, `walk_forward` from N = 8 on, else `tile_forward`, for warps of so many lanes."""
     if N >= WALK_STATES:
-        return Blocks(32, 4 if N == WALK_STATES else 2, 1, max(1, _power_of_2(N) // 16))
-    return Blocks(64, 16, 2) if _fits_64(E) else Blocks(32, 32, 1)
+        return Blocks(lanes, 4 if N == WALK_STATES else 2, 1, max(1, _power_of_2(N) // 16))
+    if lanes == 64 or -(-E // 32) % 2 == 0:  # blocks of 64 leave no more channels idle than blocks of 32
+        return Blocks(64, 16, 64 // lanes)
+    return Blocks(lanes, 32, 1)
 
 
-def backward_blocks(E: int) -> Blocks:
+def backward_blocks(E: int, lanes: int) -> Blocks:
     """Blocks of the backward kernels. The sums over channels, for dB and dC, cost half as much with two channels in a lane."""
-    return Blocks(64, 8, 2) if E > 32 else Blocks(32, 8, 1)
-
-
-def _fits_64(E: int) -> bool:
-    """Whether blocks of 64 channels leave no more channels idle than blocks of 32."""
-    return -(-E // 32) % 2 == 0
+    return Blocks(64, 8, 64 // lanes) if E > 32 else Blocks(lanes, 8, 1)
 
 
 def _power_of_2(value: int) -> int:
@@ -145,21 +137,32 @@ def _prepare(
     return _Call(x, dt, weight, A.transpose(1, 2).contiguous(), B, C, D, dt_bias, path, complete, flags)
 
 
+def _device(device: torch.device) -> tuple[int, int]:
+    """Processors, and lanes of a warp."""
+    if device.type != "cuda":
+        return 132, 32
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.warp_size
+
+
 def _enough_warps(device: torch.device) -> int:
     """So many warps keep all processors busy."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-    return WARPS_PER_PROCESSOR * processors
+    return WARPS_PER_PROCESSOR * _device(device)[0]
 
 
 def _chunks(call: _Call) -> tuple[int, int]:
-    """Into how many chunks walks are cut, and their steps: one where images, paths and channels alone fill the device."""
+    """Into how many chunks walks are cut, and their steps: one where images, paths and channels alone fill the device.
+
+    Chunks are walked twice, so that two of them would gain nothing.
+    """
     batch, _, K, E, _, T = call.sizes
     warps, enough = batch * K * -(-E // 32), _enough_warps(call.x.device)
-    if warps >= enough:
-        return 1, T
-    chunks = max(1, min(-(-2 * enough // warps), T // CHUNK_STEPS))
-    steps = -(-T // chunks // CHUNK_STEPS) * CHUNK_STEPS
-    return -(-T // steps), steps
+    if warps < enough:
+        chunks = min(-(-2 * enough // warps), T // CHUNK_STEPS)
+        if chunks > 2:
+            steps = -(-T // chunks // CHUNK_STEPS) * CHUNK_STEPS
+            return -(-T // steps), steps
+    return 1, T
 
 
 class _Map(NamedTuple):
@@ -228,6 +231,8 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state (batch, K, E, N), and the states (batch, K, ceil(T / steps), N, E) kept for backward."""
+    if A.shape[2] >= WALK_STATES:  # unpacking 16-bit values costs this kernel a third of its time
+        B, C = B.float(), C.float()
     call = _prepare(x, dt, A, B, C, D, dt_bias, dt_weight, path, softplus, zoh, complete)
     batch, L, K, E, N, T = call.sizes
     kept = -(-T // checkpoint_steps(N))
@@ -256,7 +261,7 @@ def _launch_forward(
 ) -> None:  # fmt: skip
     """The pass that writes, or, with nothing to write, the one that finds what each chunk alone does to the state."""
     batch, _, K, E, N, T = call.sizes
-    blocks = forward_blocks(E, N)
+    blocks = forward_blocks(E, N, _device(call.x.device)[1])
     y, merged = (call.x, call.x) if written is None else (written.target, written.merged)
     constants = {"MERGE": False, "ZEROED": False} if written is None else written.constants
     constants = constants | call.flags | {"WRITE": written is not None, "SAVE": save, "STEPS": checkpoint_steps(N)}
@@ -312,13 +317,13 @@ def backward(
     """Gradients of (x, dt, A, B, C, D, dt_bias, dt_weight, initial_state); None where the input is None."""
     grad_y = grad_y if grad_y.stride(-1) == 1 else grad_y.contiguous()
     call = _prepare(x, dt, A, B, C, D, dt_bias, dt_weight, path, softplus, zoh, complete, grad_y)
-    batch, L, K, E, N, T = call.sizes
+    batch, L, K, E, N, _ = call.sizes
     if batch == 0:
         inputs = (x, dt, A, B, C, D, dt_bias, dt_weight, initial_state)
         return tuple(None if value is None else torch.zeros_like(value) for value in inputs)
     chunks, steps = _chunks(call)
     written = _new_map(call, x.dim() == 3, x.dtype, chunks)
-    blocks = backward_blocks(E)
+    blocks = backward_blocks(E, _device(x.device)[1])
     new = x.new_empty if complete else x.new_zeros
     grad_raw = new((batch, L, K, E), dtype=x.dtype)
     grad_B, grad_C = (new((-(-E // blocks.BE), batch, L, K, N), dtype=torch.float32) for _ in range(2))
