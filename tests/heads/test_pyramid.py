@@ -53,7 +53,9 @@ def test_rescaling_pyramid_has_the_published_names():
         return set(pyramid.key_table.to_published(dict(pyramid.named_parameters())))
 
     assert names(8) == {"fpn1.0.weight", "fpn1.0.bias"}
-    up1, norm, up2, up = ({f"fpn{place}.{part}" for part in ("weight", "bias")} for place in ("1.0", "1.1", "1.3", "2.0"))
+    up1, norm, up2, up = (
+        {f"fpn{place}.{part}" for part in ("weight", "bias")} for place in ("1.0", "1.1", "1.3", "2.0")
+    )
     assert names(16) == up1 | norm | up2 | up
 
 

@@ -95,7 +95,7 @@ def mixer_from(parameters: dict[str, torch.Tensor], **options) -> MambaVisionMix
 def published_parameters(module: nn.Module, prefix: str = "stages.2.blocks.0.mixer.") -> dict[str, torch.Tensor]:
     table = MambaVision.key_table
     state = table.to_published({prefix + name: value for name, value in module.state_dict().items()})
-    return {name.split(".", 4)[4]: value for name, value in state.items()}
+    return {name.split(".", 5)[5]: value for name, value in state.items()}
 
 
 @pytest.mark.parametrize("case", range(5))
@@ -113,7 +113,7 @@ def test_mixer_matches_the_published_one_forward_and_backward(case):
     y.backward(torch.from_numpy(vectors[f"mixer{case}/dy"]))
     gradients = {name: p.grad for name, p in mixer.named_parameters()}
     published = MambaVision.key_table.to_published({f"stages.2.blocks.0.mixer.{n}": g for n, g in gradients.items()})
-    published = {name.split(".", 4)[4]: g for name, g in published.items()} | {"x": x.grad}
+    published = {name.split(".", 5)[5]: g for name, g in published.items()} | {"x": x.grad}
     expected = read("grad")
     assert set(published) == set(expected)
     for name, gradient in expected.items():
@@ -218,6 +218,7 @@ def level_by_loops(stage, x, window, masked):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("window", [(3, 3), (4, 4), (2, 6), (16, 16), "map"])
+@torch.no_grad()
 def test_levels_match_loops_over_windows_of_an_odd_map(window, masked):
     sizes = window if window == "map" else [window, window]
     model = MambaVision(num_classes=0, window_size=sizes, mask_padding=masked, layer_scale=0.3, **NANO).double().eval()
@@ -243,7 +244,9 @@ def test_gradients_of_padded_windows_are_the_true_ones():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("branches", [("conv", "concat"), ("conv", "gate"), ("plain", "concat"), ("plain", "gate"), ("none", "concat")])
+@pytest.mark.parametrize(
+    "branches", [("conv", "concat"), ("conv", "gate"), ("plain", "concat"), ("plain", "gate"), ("none", "concat")]
+)
 def test_mixer_options_match_loops(causal, branches):
     options = {"causal": causal, "side_branch": branches[0], "merge": branches[1]}
     mixer = MambaVisionMixer(20, 3, **options).double()
@@ -278,7 +281,10 @@ def test_without_its_convolution_the_side_branch_sees_its_own_token_only():
 
 def test_the_ablations_of_gate_and_concatenation_differ_by_the_output_projection_only():
     with torch.device("meta"):
-        counts = {merge: sum(p.numel() for p in MambaVisionMixer(64, merge=merge).parameters()) for merge in ("concat", "gate")}
+        counts = {
+            merge: sum(p.numel() for p in MambaVisionMixer(64, merge=merge).parameters())
+            for merge in ("concat", "gate")
+        }
     assert counts["concat"] - counts["gate"] == 64 * 32
 
 
@@ -393,6 +399,7 @@ def test_wrong_options_are_named(options):
 # Initialisation
 
 
+@torch.no_grad()
 def test_initial_values_are_the_released_ones():
     model = visionssm.create_model("mambavision_base")
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
@@ -413,14 +420,15 @@ def test_initial_values_are_the_released_ones():
             assert (module.weight == 1).all() and not module.bias.any()
         if isinstance(module, (nn.Conv1d, nn.Conv2d)):  # torch's default: uniform within 1 / sqrt(fan in)
             bound = module.weight[0].numel() ** -0.5
-            assert float(module.weight.abs().max()) <= bound
+            assert float(module.weight.abs().max()) <= bound * (1 + 1e-6)
             assert float(module.weight.std()) == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
+@torch.no_grad()
 def test_mamba_initialisation_draws_log_uniform_steps():
     model = visionssm.create_model("mambavision_tiny", dt_init="mamba")
     scan = model.stages[3].blocks[0].mixer.scan
-    steps = F.softplus(scan.dt_bias.detach()).log()
+    steps = F.softplus(scan.dt_bias).log()
     low, high = math.log(1e-3), math.log(1e-1)
     assert low - 1e-3 < float(steps.min()) and float(steps.max()) < high + 1e-3
     assert float(steps.mean()) == pytest.approx((low + high) / 2, abs=0.2)
@@ -482,7 +490,10 @@ def test_hub_files_load(tmp_path, published_nano):
     from safetensors.torch import save_file
 
     model, state = published_nano
-    save_file({f"model.{name}": value.contiguous() for name, value in classifier(state).items()}, tmp_path / "model.safetensors")
+    save_file(
+        {f"model.{name}": value.contiguous() for name, value in classifier(state).items()},
+        tmp_path / "model.safetensors",
+    )
     loaded = visionssm.create_model("mambavision_nano", checkpoint=tmp_path).eval()
     image = torch.randn(2, 3, 32, 32)
     assert torch.equal(loaded(image), model(image))
@@ -491,7 +502,10 @@ def test_hub_files_load(tmp_path, published_nano):
 def test_detectors_give_their_backbone_with_its_norms(tmp_path, published_nano, caplog):
     model, state = published_nano
     backbone = {f"backbone.{name}": value for name, value in state.items() if not name.startswith(("norm.", "head."))}
-    content = {"meta": {}, "state_dict": {**backbone, "neck.lateral.weight": torch.ones(2), "rpn_head.bias": torch.ones(1)}}
+    content = {
+        "meta": {},
+        "state_dict": {**backbone, "neck.lateral.weight": torch.ones(2), "rpn_head.bias": torch.ones(1)},
+    }
     torch.save(content, tmp_path / "cascade_mask_rcnn.pth")
     with caplog.at_level(logging.WARNING):
         features = visionssm.create_model(
@@ -507,7 +521,9 @@ def test_a_file_with_other_levels_is_refused(published_nano):
     _, state = published_nano
     del state["levels.2.blocks.0.mixer.conv1d_z.weight"]
     with pytest.raises(ValueError, match="1 missing: stages.2.blocks.0.mixer.side_conv.weight"):
-        visionssm.create_model("mambavision_nano", pretrained=True, pretrained_cfg_overlay={"state_dict": classifier(state)})
+        visionssm.create_model(
+            "mambavision_nano", pretrained=True, pretrained_cfg_overlay={"state_dict": classifier(state)}
+        )
 
 
 def test_published_names_come_back_unchanged():

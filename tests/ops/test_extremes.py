@@ -58,16 +58,18 @@ def test_gradients_of_large_steps_are_finite_and_right(backend, discretization):
         torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=1e-6 * float(b.abs().max()))
 
 
-def test_long_sequences_do_not_drift():
-    for backend in ("torch", "native"):
-        if explain_backend("cpu")[backend] is not None:
-            continue
-        T, E, N = 65_536, 16, 1
-        generator = torch.Generator().manual_seed(0)
-        x, dt = (torch.randn(1, T, *s, generator=generator) for s in ((E,), (1, E)))
-        B, C = (torch.randn(1, T, 1, N, generator=generator) for _ in range(2))
-        A = torch.full((1, E, N), -1e-3)
-        path = paths.raster(1, T)
-        y = path_scan(x, dt - 4, A, B, C, None, None, path, backend=backend)
-        exact = path_scan(*(v.double() for v in (x, dt - 4, A, B, C)), None, None, path, backend="torch")
-        assert float((y - exact).abs().max() / exact.abs().max()) < 3e-6
+@pytest.mark.parametrize("name", ["torch", "native"])
+def test_long_sequences_drift_no_more_than_the_definition(name):
+    """65 536 steps with a memory of thousands: float32 rounding adds up, in the step-by-step reference as in any other."""
+    if explain_backend("cpu")[name] is not None:
+        pytest.skip(f"{name} {explain_backend('cpu')[name]}")
+    T, E, N = 65_536, 16, 1
+    generator = torch.Generator().manual_seed(0)
+    x, dt = (torch.randn(1, T, *s, generator=generator) for s in ((E,), (1, E)))
+    B, C = (torch.randn(1, T, 1, N, generator=generator) for _ in range(2))
+    inputs = (x, dt - 4, torch.full((1, E, N), -1e-3), B, C)
+    path = paths.raster(1, T)
+    exact = path_scan(*(v.double() for v in inputs), None, None, path, backend="torch")
+    found, step_by_step = (path_scan(*inputs, None, None, path, backend=b) for b in (name, "reference"))
+    errors = [float((y - exact).abs().max() / exact.abs().max()) for y in (found, step_by_step)]
+    assert errors[0] <= errors[1]

@@ -64,7 +64,9 @@ class SimpleFeaturePyramid(nn.Module):
         half, quarter = in_channels // 2, in_channels // 4
         self.levels = nn.ModuleList(
             [
-                PyramidLevel(_upsample4(in_channels, half, quarter, LayerNorm2d(half, eps=1e-6)), quarter, out_channels),
+                PyramidLevel(
+                    _upsample4(in_channels, half, quarter, LayerNorm2d(half, eps=1e-6)), quarter, out_channels
+                ),
                 PyramidLevel(nn.ConvTranspose2d(in_channels, half, 2, stride=2), half, out_channels),
                 PyramidLevel(nn.Identity(), in_channels, out_channels),
                 PyramidLevel(nn.MaxPool2d(2), in_channels, out_channels),

@@ -20,13 +20,19 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..layers.norm import RMSNorm
 from ..layers.rotary import Rotary2d, rotate_pairs
+from ..layers.tokens import (
+    CLASS_TOKENS,
+    POS_RESIZES,
+    Grid,
+    class_positions,
+    insert_rows,
+    remove_rows,
+    resize_pos_embed,
+)
 from ._backbone import Backbone
 from ._build import choose, init_linear_layers
 
-Grid = tuple[int, int]
 Rotation = tuple[Tensor, Tensor]
-CLASS_TOKENS = {"none": 0, "first": 1, "middle": 1, "last": 1, "double": 2}
-POS_RESIZES = ("aligned", "published")
 ROTARY = ("none", "hidden", "hidden_and_residual")
 FEATURES = ("stream", "mixer", "rotated_stream")
 
@@ -164,7 +170,9 @@ class PlainBackbone(Backbone):
         if global_pool is None:
             return "avg" if self.class_token == "none" else "token"
         if global_pool == "token" and self.class_token == "none":
-            raise ValueError("global_pool: got 'token', but the model has no class token; choose 'avg', 'max' or 'last'")
+            raise ValueError(
+                "global_pool: got 'token', but the model has no class token; choose 'avg', 'max' or 'last'"
+            )
         return global_pool
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -208,7 +216,9 @@ class PlainBackbone(Backbone):
         still = cos.new_ones(1, len(positions), cos.shape[1])
         return insert_rows(cos[None], still, positions)[0], insert_rows(sin[None], 0 * still, positions)[0]
 
-    def _rotated(self, hidden: Tensor, residual: Tensor | None, rotation: Rotation | None) -> tuple[Tensor, Tensor | None]:
+    def _rotated(
+        self, hidden: Tensor, residual: Tensor | None, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor | None]:
         if rotation is None:
             return hidden, residual
         if residual is not None and self.rotate_residual:
@@ -233,7 +243,9 @@ class PlainBackbone(Backbone):
     def _steps(self) -> int:
         return len(self.blocks) // (1 + self.paired_blocks)
 
-    def run_blocks(self, tokens: Tensor, grid: Grid, take: Sequence[int] = (), steps: int | None = None) -> tuple[Tensor, list[Tensor]]:
+    def run_blocks(
+        self, tokens: Tensor, grid: Grid, take: Sequence[int] = (), steps: int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """The stream after the last block, not normalised, and the features of the blocks in `take`; all (batch, L, C)."""
         hidden, residual = tokens, None
         rotation = self._rotation(tokens, grid)
@@ -262,7 +274,11 @@ class PlainBackbone(Backbone):
         """(batch, C) from all tokens."""
         positions = self._class_positions(x.shape[1])
         if self.global_pool == "token":
-            return torch.stack([x[:, position] for position in positions]).mean(0) if len(positions) > 1 else x[:, positions[0]]
+            return (
+                torch.stack([x[:, position] for position in positions]).mean(0)
+                if len(positions) > 1
+                else x[:, positions[0]]
+            )
         if self.global_pool == "last":
             return x[:, -1]
         patches = remove_rows(x, positions)
@@ -329,7 +345,7 @@ class PlainBackbone(Backbone):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for layer decay: patch, class and position embeddings, every block, and the head."""
         return {
-            "stem": r"^(stem|pos_embed|cls_token)",
+            "stem": r"^stem|^pos_embed|^cls_token",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
@@ -340,7 +356,9 @@ class PlainBackbone(Backbone):
         held = [name for name in ("cls_token", "cls_token_head", "cls_token_tail") if name in state]
         place = self.weights_class_token if held else "none"
         if held and self.class_token == "none":
-            warnings.warn(f"the class token of the weights ({', '.join(held)}) is left out: the model has none", stacklevel=2)
+            warnings.warn(
+                f"the class token of the weights ({', '.join(held)}) is left out: the model has none", stacklevel=2
+            )
             state = {name: value for name, value in state.items() if name not in held}
         rows = state.get("pos_embed")
         if rows is None or self.pos_embed is None or len(held) != CLASS_TOKENS[place]:
@@ -350,75 +368,6 @@ class PlainBackbone(Backbone):
             grid = self.grid if patches == math.prod(self.grid) else _square(patches)
             state["pos_embed"] = resize_pos_embed(rows, grid, self.grid, place, self.pos_resize, self.class_token)
         return state
-
-
-def class_positions(class_token: str, patches: int) -> tuple[int, ...]:
-    """Where class tokens are in the sequence, by the number of patches M.
-
-    Example:
-        >>> class_positions("middle", 196), class_positions("double", 196)
-        ((98,), (0, 197))
-    """
-    return {
-        "none": (),
-        "first": (0,),
-        "middle": (patches // 2,),
-        "last": (patches,),
-        "double": (0, patches + 1),
-    }[class_token]
-
-
-def insert_rows(tokens: Tensor, rows: Tensor, positions: Sequence[int]) -> Tensor:
-    """(batch, M, C) and (batch, T, C) to (batch, M + T, C), with the rows at increasing `positions` of the result."""
-    pieces, start = [], 0
-    for i, position in enumerate(positions):
-        pieces += [tokens[:, start : position - i], rows[:, i : i + 1]]
-        start = position - i
-    return torch.cat([*pieces, tokens[:, start:]], dim=1) if pieces else tokens
-
-
-def remove_rows(tokens: Tensor, positions: Sequence[int]) -> Tensor:
-    """The inverse of :func:`insert_rows`: (batch, M + T, C) to (batch, M, C)."""
-    pieces, start = [], 0
-    for position in positions:
-        pieces.append(tokens[:, start:position])
-        start = position + 1
-    return torch.cat([*pieces, tokens[:, start:]], dim=1) if pieces else tokens
-
-
-def resize_pos_embed(
-    pos_embed: Tensor, old: Grid, new: Grid, class_token: str, procedure: str = "aligned", new_class_token: str | None = None
-) -> Tensor:
-    """A position embedding for another grid, or another place of the class token.
-
-    Args:
-        pos_embed: (1, M + T, C), M patches of the grid `old` and T class tokens.
-        old, new: rows and columns of patches.
-        class_token: where the class tokens are.
-        procedure: "aligned" or "published", see :class:`PlainBackbone`. Both resize bicubically.
-        new_class_token: where they shall be; the same place by default, "none" to drop them.
-
-    Returns:
-        (1, M' + T', C).
-
-    Example:
-        >>> resize_pos_embed(torch.randn(1, 197, 8), (14, 14), (16, 20), "middle").shape
-        torch.Size([1, 321, 8])
-    """
-    new_class_token = class_token if new_class_token is None else new_class_token
-    positions = class_positions(class_token, math.prod(old))
-    new_positions = class_positions(new_class_token, math.prod(new))
-    if procedure == "published":
-        positions = tuple(range(len(positions)))
-        new_positions = tuple(range(len(new_positions)))
-    if len(new_positions) not in (0, len(positions)):
-        raise ValueError(f"class tokens: got {len(positions)} ({class_token}), need {len(new_positions)} ({new_class_token})")
-    patches = remove_rows(pos_embed, positions)
-    if not (statically_known_true(old[0] == new[0]) and statically_known_true(old[1] == new[1])):
-        maps = patches.to(_exact(patches)).transpose(1, 2).unflatten(2, old)
-        maps = F.interpolate(maps, size=tuple(new), mode="bicubic", align_corners=False)
-        patches = maps.flatten(2).transpose(1, 2).to(pos_embed.dtype)
-    return insert_rows(patches, pos_embed[:, list(positions)], new_positions)
 
 
 @torch.no_grad()
@@ -458,7 +407,9 @@ def evenly_spaced(depth: int) -> tuple[int, ...]:
 
 
 def _class_token_names(class_token: str) -> tuple[str, ...]:
-    return (("cls_token_head", "cls_token_tail") if class_token == "double" else ("cls_token",))[: CLASS_TOKENS[class_token]]
+    return (("cls_token_head", "cls_token_tail") if class_token == "double" else ("cls_token",))[
+        : CLASS_TOKENS[class_token]
+    ]
 
 
 def _named(option: str, given: str, choices: Any) -> str:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..layers.patches import PatchMerging, PatchStem
 from ..layers.selective import SelectiveScan
@@ -24,7 +25,16 @@ from ..ops import paths
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, choose, init_linear_layers
 from ._keys import Key, KeyTable
-from ._plain import Grid, PlainBackbone, TwoStreamBlock, class_positions, evenly_spaced, init_plain, insert_rows, remove_rows
+from ._plain import (
+    Grid,
+    PlainBackbone,
+    TwoStreamBlock,
+    class_positions,
+    evenly_spaced,
+    init_plain,
+    insert_rows,
+    remove_rows,
+)
 from ._release import Release, register_releases
 
 Directions = Sequence[Sequence[str]]
@@ -300,18 +310,27 @@ def step_table(H: int, W: int, names: Sequence[str], class_token: str, *, device
     walk = walk_table(H, W, names, class_token, device=device)
     length = H * W + len(class_positions(class_token, H * W))
     steps = torch.arange(walk.shape[0], device=walk.device)[:, None].expand(walk.shape)
-    return torch.zeros_like(walk[:1]).expand(length + 1, -1).scatter(0, torch.where(walk < 0, length, walk), steps)[:length]
+    return (
+        torch.zeros_like(walk[:1])
+        .expand(length + 1, -1)
+        .scatter(0, torch.where(walk < 0, length, walk), steps)[:length]
+    )
 
 
-def _read(values: Tensor, rows: Tensor) -> Tensor:
+def _read(values: Tensor, rows: Tensor, padded: bool = False) -> Tensor:
     """values[:, rows[i, k], k] as (batch, rows, K, E); values are (batch, S, K, E), or (batch, S, E) for all k. Zero for row -1."""
-    index = rows.clamp(min=0)
+    index = rows.clamp(min=0) if padded else rows
     if values.dim() == 4:
         K = rows.shape[1]
         index = index * K + torch.arange(K, device=rows.device)
         values = values.flatten(1, 2)
     taken = values.index_select(1, index.flatten()).unflatten(1, rows.shape)
-    return taken * (rows >= 0)[..., None]
+    return taken * (rows >= 0)[..., None] if padded else taken
+
+
+def _padded(walk: Tensor, steps: Tensor) -> bool:
+    """Whether walks step over padding; only then is there anything to mask."""
+    return not statically_known_true(walk.shape[0] == steps.shape[0])
 
 
 class _Walk(torch.autograd.Function):
@@ -320,7 +339,7 @@ class _Walk(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, walk: Tensor, steps: Tensor) -> Tensor:
         ctx.save_for_backward(steps)
-        return _read(tokens, walk)
+        return _read(tokens, walk, _padded(walk, steps))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
@@ -331,13 +350,14 @@ class _Unwalk(torch.autograd.Function):
     """Walking order (batch, T, K, E) to the tokens' order (batch, L, K, E); what was read over padding is dropped."""
 
     @staticmethod
-    def forward(ctx: Any, steps_values: Tensor, walk: Tensor, steps: Tensor) -> Tensor:
-        ctx.save_for_backward(walk)
-        return _read(steps_values, steps)
+    def forward(ctx: Any, values: Tensor, walk: Tensor, steps: Tensor) -> Tensor:
+        ctx.save_for_backward(walk, steps)
+        return _read(values, steps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return _read(grad, ctx.saved_tensors[0]), None, None
+        walk, steps = ctx.saved_tensors
+        return _read(grad, walk, _padded(walk, steps)), None, None
 
 
 class WalkConv(nn.Module):
@@ -438,29 +458,6 @@ class LocalVim(PlainBackbone):
         plain: `img_size`, `patch_size`, `stride`, `pos_resize`, see :class:`PlainBackbone`.
     """
 
-    key_table = KeyTable(
-        [
-            *(
-                Key(tuple(f"layers.*.mixer.{published}".replace("#", str(k)) for k in range(4)), f"blocks.*.mixer.{ours}")
-                for published, ours in (
-                    ("conv1d_#.weight", "conv.weight"),
-                    ("conv1d_#.bias", "conv.bias"),
-                    ("x_proj_#.weight", "scan.x_proj_weight"),
-                    ("dt_proj_#.weight", "scan.dt_weight"),
-                    ("dt_proj_#.bias", "scan.dt_bias"),
-                    ("A_log_#", "scan.A_log"),
-                    ("D_#", "scan.D"),
-                )
-            ),
-            Key("layers.*.mixer.attn.norm.*", "blocks.*.mixer.combine.norm.*"),
-            Key("layers.*.mixer.attn.global_reduce.*", "blocks.*.mixer.combine.reduce.*"),
-            Key("layers.*.mixer.attn.channel_select.*", "blocks.*.mixer.combine.select.*"),
-            Key("layers.*.**", "blocks.*.**"),
-            Key("patch_embed.**", "stem.**"),
-            Key("norm_f.weight", "norm.weight"),
-        ]
-    )
-
     def __init__(
         self,
         in_chans: int = 3,
@@ -503,10 +500,41 @@ class LocalVim(PlainBackbone):
             feature=feature,
             **plain,
         )
+        self.key_table = _vim_key_table(len(directions[0]))
         init_plain(self, legacy=True)
         self.stem.proj.reset_parameters()
         if class_token != "none":
             nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+
+def _vim_key_table(num_paths: int) -> KeyTable:
+    """Published tensors of a block's directions are one tensor of ours."""
+    stacked = {
+        "conv1d_#.weight": "conv.weight",
+        "conv1d_#.bias": "conv.bias",
+        "x_proj_#.weight": "scan.x_proj_weight",
+        "dt_proj_#.weight": "scan.dt_weight",
+        "dt_proj_#.bias": "scan.dt_bias",
+        "A_log_#": "scan.A_log",
+        "D_#": "scan.D",
+    }
+    return KeyTable(
+        [
+            *(
+                Key(
+                    tuple(f"layers.*.mixer.{published.replace('#', str(k))}" for k in range(num_paths)),
+                    f"blocks.*.mixer.{ours}",
+                )
+                for published, ours in stacked.items()
+            ),
+            Key("layers.*.mixer.attn.norm.*", "blocks.*.mixer.combine.norm.*"),
+            Key("layers.*.mixer.attn.global_reduce.*", "blocks.*.mixer.combine.reduce.*"),
+            Key("layers.*.mixer.attn.channel_select.*", "blocks.*.mixer.combine.select.*"),
+            Key("layers.*.**", "blocks.*.**"),
+            Key("patch_embed.**", "stem.**"),
+            Key("norm_f.weight", "norm.weight"),
+        ]
+    )
 
 
 def _release(params: int, gflops: float | None, top1: float | None, file: str = "", **facts: Any) -> Release:
@@ -541,7 +569,14 @@ default_cfgs = register_releases(
             27_783_784, 4.8, 81.0, first_conv="stem.proj", note="reported in the paper; no weights were released"
         ),
         "local_vim_nano": _release(
-            0, None, None, first_conv="stem.proj", num_classes=10, input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1.0
+            166_274,
+            None,
+            None,
+            first_conv="stem.proj",
+            num_classes=10,
+            input_size=(3, 32, 32),
+            pool_size=(8, 8),
+            crop_pct=1.0,
         ),
         "local_vmamba_nano": _release(
             254_966,

@@ -97,7 +97,9 @@ class MambaVisionMixer(nn.Module):
         merged = 2 * channels if side_branch != "none" and merge == "concat" else channels
         self.in_proj = nn.Linear(width, width, bias=False)
         self.conv = nn.Conv1d(channels, channels, 3, groups=channels, bias=False)
-        self.side_conv = nn.Conv1d(channels, channels, 3, groups=channels, bias=False) if side_branch == "conv" else None
+        self.side_conv = (
+            nn.Conv1d(channels, channels, 3, groups=channels, bias=False) if side_branch == "conv" else None
+        )
         self.scan = SelectiveScan(channels, 1, state, -(-width // 16), dt_init, dt_bias_scale=2.0)
         self.out_proj = nn.Linear(merged, width, bias=False)
 
@@ -144,7 +146,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + MLP(norm(x)), on tokens; drop path drops windows, as published."""
 
-    def __init__(self, width: int, mixer: nn.Module, mlp_ratio: float, layer_scale: float | None, drop_path: float) -> None:
+    def __init__(
+        self, width: int, mixer: nn.Module, mlp_ratio: float, layer_scale: float | None, drop_path: float
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.mixer = mixer
@@ -385,7 +389,9 @@ def _patterns(depths: Sequence[int], patterns: Sequence[str] | None) -> Sequence
         return ["M" * (depth - depth // 2) + "S" * (depth // 2) for depth in depths]
     lengths = [len(pattern) for pattern in patterns]
     if isinstance(patterns, str) or lengths != list(depths) or set("".join(patterns)) - set("MS"):
-        raise ValueError(f"patterns: got {patterns!r}, need a string of M and S for each of levels 2 and 3, {tuple(depths)} long")
+        raise ValueError(
+            f"patterns: got {patterns!r}, need a string of M and S for each of levels 2 and 3, {tuple(depths)} long"
+        )
     return patterns
 
 
@@ -426,7 +432,12 @@ default_cfgs = register_releases(
             "L3-512-21K", 739_570_472, 489.1, 88.1, 98.6, 512, crop_pct=0.93, crop_mode="squash"
         ),
         "mambavision_nano": Release(
-            params=0, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0, first_conv="stem.conv1"
+            params=149_114,
+            num_classes=10,
+            input_size=(3, 32, 32),
+            pool_size=(1, 1),
+            crop_pct=1.0,
+            first_conv="stem.conv1",
         ),
     }
 )

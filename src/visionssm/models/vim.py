@@ -240,7 +240,9 @@ def _key_table(directions: str) -> KeyTable:
     )
 
 
-def _release(params: int, top1: float | None, top5: float | None, repo: str, file: str, grid: int, **facts: Any) -> Release:
+def _release(
+    params: int, top1: float | None, top5: float | None, repo: str, file: str, grid: int, **facts: Any
+) -> Release:
     return Release(
         params=params,
         top1=top1,
@@ -258,11 +260,17 @@ def _release(params: int, top1: float | None, top5: float | None, repo: str, fil
 default_cfgs = register_releases(
     {
         "vim_tiny.in1k": _release(7_148_008, 76.1, 93.0, "Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth", 14),
-        "vim_tiny_plus.in1k": _release(7_250_344, 78.3, 94.2, "Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth", 27),
+        "vim_tiny_plus.in1k": _release(
+            7_250_344, 78.3, 94.2, "Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth", 27
+        ),
         "vim_small.in1k": _release(25_796_584, 80.5, 95.1, "Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth", 14),
-        "vim_small_plus.in1k": _release(26_001_256, 81.6, 95.4, "Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 27),
+        "vim_small_plus.in1k": _release(
+            26_001_256, 81.6, 95.4, "Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 27
+        ),
         "vim_base.in1k": _release(97_598_440, 81.9, 95.8, "Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 14),
-        "vim_base_plus": _release(98_007_784, 83.2, None, "", "", 27, note="reported in the paper; no weights were released"),
+        "vim_base_plus": _release(
+            98_007_784, 83.2, None, "", "", 27, note="reported in the paper; no weights were released"
+        ),
         "vim_tiny_legacy.in1k": _release(7_148_008, 73.1, 91.1, "Vim-tiny", "vim_tiny_73p1.pth", 14),
         "vim_nano": Release(
             params=0, num_classes=10, input_size=(3, 32, 32), pool_size=(7, 7), crop_pct=1.0, first_conv="stem.proj"

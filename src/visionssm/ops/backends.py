@@ -4,28 +4,30 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from typing import Any
+from types import ModuleType
 
 import torch
 
+from . import native, torch_chunked, triton_launch
+
 BACKENDS = ("triton", "native", "torch", "reference")
-_MODULES = {"triton": ".triton_launch", "native": ".native", "torch": ".torch_chunked"}
+_KERNELS = {"triton": triton_launch, "native": native, "torch": torch_chunked}
 _default = os.environ.get("VISIONSSM_BACKEND", "auto")
 
 
-def kernels(backend: str) -> Any:
+def kernels(backend: str) -> ModuleType:
     """The module that holds `forward` and `backward` of a registered back-end."""
-    return import_module(_MODULES[backend], __package__)
+    return _KERNELS[backend]
 
 
+@torch.compiler.assume_constant_result
 def _refusal(backend: str, device: str, dtype: torch.dtype) -> str | None:
     if backend == "native":
         if device != "cpu":
             return f"runs on CPU tensors only, got {device}"
-        return kernels("native").unavailable()
+        return native.unavailable()
     if backend == "triton":
-        reason = kernels("triton").unavailable(device)
+        reason = triton_launch.unavailable(device)
         if reason is None and dtype == torch.float64:
             return "keeps its state in float32, got float64"
         return reason

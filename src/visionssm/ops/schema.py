@@ -3,9 +3,10 @@
 The kernels of the `torch`, `native` and `triton` back-ends sit behind one operator, so that torch.compile, torch.export
 and the FLOP counter see a single node whatever runs it. A back-end is a module with
 
-    checkpoint_steps(N)                         steps between two states that forward keeps for backward; 0: it keeps
-    none forward(..., complete, save) -> (y, last_state, checkpoints)
-    backward(grad_y, grad_last, ..., checkpoints, complete) -> gradients, None where the input is None
+    checkpoint_steps(N)                   steps between two states that forward keeps for backward; 0: it keeps none
+    forward(..., complete, save)          y, last_state, checkpoints
+    backward(grad_y, grad_last, ..., checkpoints, complete)
+                                          gradients, None where the input is None
 
 `complete` says that every path visits every position, so that each output is written by the first path and need not be
 zeroed.
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from .backends import kernels
 from .walk import state_dtype
 
 _library = torch.library.Library("visionssm", "DEF")
@@ -36,15 +38,9 @@ _library.define(
 N_INPUTS = 10
 
 
-def _kernels(backend: str) -> Any:
-    from .backends import kernels
-
-    return kernels(backend)
-
-
 def _forward(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     D, dt_bias, dt_weight, path, initial_state, softplus, zoh, merge, complete, backend, out_dtype, save = rest
-    return _kernels(backend).forward(
+    return kernels(backend).forward(
         x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state,
         softplus=softplus, zoh=zoh, merge=merge, complete=complete, out_dtype=out_dtype, save=save,
     )  # fmt: skip
@@ -52,7 +48,7 @@ def _forward(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any)
 
 def _backward(grad_y: Tensor, grad_last: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *inputs, checkpoints, softplus, zoh, merge, complete, backend = rest
-    gradients = _kernels(backend).backward(
+    gradients = kernels(backend).backward(
         grad_y, grad_last, x, *inputs, checkpoints, softplus=softplus, zoh=zoh, merge=merge, complete=complete
     )
     shapes = _gradient_shapes(x, *inputs)
@@ -83,7 +79,7 @@ def _gradient_shapes(
 def checkpoint_shape(x: Tensor, A: Tensor, path: Tensor, backend: str, save: bool) -> tuple[Any, ...]:
     """(batch, K, ceil(T / checkpoint_steps(N)), N, E), or (0,) where nothing is kept."""
     K, E, N = A.shape
-    steps = _kernels(backend).checkpoint_steps(N)
+    steps = kernels(backend).checkpoint_steps(N)
     if not save or steps == 0:
         return (0,)
     return (x.shape[0], K, (path.shape[1] + steps - 1) // steps, N, E)

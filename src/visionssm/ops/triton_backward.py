@@ -23,7 +23,7 @@ from .triton_common import (
     sigmoid_of_softplus,
     softplus,
 )
-from .triton_forward import locate, write_rows
+from .triton_forward import chunk_scan, locate, sum_paths, tile_forward, walk_forward, write_rows  # noqa: F401  all kernels in one module
 
 
 @triton.jit
@@ -223,7 +223,7 @@ def adjoint_states(
     dt, weight, A, C, dt_bias, path, grad_y, carry, delta_sums,
     stride_dtb, stride_dtl, stride_dtk, stride_Cb, stride_Cl, stride_Ck, stride_pk, stride_yb, stride_yl, stride_yk,
     K, T, E, chunks, chunk_steps, zero,
-    N: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, BE: tl.constexpr, BT: tl.constexpr, VEC: tl.constexpr,
+    N: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, BE: tl.constexpr, VEC: tl.constexpr,
     SOFTPLUS: tl.constexpr, MASK: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """What each chunk alone sends to the step before it, into the zeroed `carry` (batch, K, chunks, N, E), and its sum of delta.
@@ -234,7 +234,7 @@ def adjoint_states(
     channels = block * BE + tl.arange(0, BE)
     lanes = tl.multiple_of(channels + zero, VEC)
     in_range = channels < E
-    rows, ranks = tl.arange(0, BT), tl.arange(0, RANKS)
+    rows, ranks = tl.arange(0, 16), tl.arange(0, RANKS)
     t0 = chunk * chunk_steps
     stop = tl.minimum(t0 + chunk_steps, T)
     wide_k = image * 0 + k
@@ -251,8 +251,8 @@ def adjoint_states(
     if dt_bias is not None:
         bias = tl.load(dt_bias + k * E + channels, mask=in_range, other=0.0)
     delta_sum = tl.zeros([BE], tl.float32)
-    for i in range(tl.cdiv(stop - t0, BT)):
-        last = stop - 1 - i * BT
+    for i in range(tl.cdiv(stop - t0, 16)):
+        last = stop - 1 - i * 16
         steps = last - rows
         is_step = steps >= t0 if TAIL else rows >= 0
         position, visited = load_positions(path, steps, is_step, PAD, TAIL, WIDE)
@@ -270,6 +270,6 @@ def adjoint_states(
             decay = tl.exp2(delta * a[None, :])
             drive = decay * C_rows[:, None] * dy
             u = scan_steps(decay, drive, tl.load(state, mask=in_range, other=0.0), rows)
-            tl.store(state, pick_row(u, rows, BT - 1), mask=in_range)
+            tl.store(state, pick_row(u, rows, 15), mask=in_range)
         tl.debug_barrier()
     tl.store(delta_sums + part * E + channels, delta_sum, mask=in_range)

@@ -150,8 +150,11 @@ def tile_forward(
         dt_k = dt + image * stride_dtb + wide_k * stride_dtk
         B_k = B + image * stride_Bb + wide_k * stride_Bk
         C_k = C + image * stride_Cb + wide_k * stride_Ck
-        y_k = y + image * stride_yb + wide_k * stride_yk
-        merged_k = merged + image * stride_yb
+        y_k = y
+        merged_k = merged
+        if WRITE:
+            y_k = y + image * stride_yb + wide_k * stride_yk
+            merged_k = merged + image * stride_yb
         path_k = path + k * stride_pk
         checkpoints_k = checkpoints + walk * kept * (N * E)
         state_k = (walk * chunks + chunk) * (N * E) + channels
@@ -278,8 +281,11 @@ def walk_forward(
         dt_k = dt + image * stride_dtb + wide_k * stride_dtk
         B_k = B + image * stride_Bb + wide_k * stride_Bk
         C_k = C + image * stride_Cb + wide_k * stride_Ck
-        y_k = y + image * stride_yb + wide_k * stride_yk
-        merged_k = merged + image * stride_yb
+        y_k = y
+        merged_k = merged
+        if WRITE:
+            y_k = y + image * stride_yb + wide_k * stride_yk
+            merged_k = merged + image * stride_yb
         path_k = path + k * stride_pk
         checkpoints_k = checkpoints + walk * kept * (N * E)
         state_k = (walk * chunks + chunk) * (N * E) + n[:, None] * E + lanes[None, :]
@@ -340,11 +346,13 @@ def chunk_scan(states, delta_sums, A, start, K, E, chunks, N, BE: tl.constexpr, 
 
 
 @triton.jit
-def sum_paths(parts, total, size, K: tl.constexpr, BLOCK: tl.constexpr):
-    """total = the sum of K parts of `size` elements, first to last."""
+def sum_paths(parts, total, size, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """total = the sum of COUNT parts of `size` elements, first to last."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
     values = tl.load(parts + at, mask=mask, other=0.0)
-    for k in tl.static_range(1, K):
-        values += tl.load(parts + k * size + at, mask=mask, other=0.0)
+    part = at
+    for _ in tl.static_range(1, COUNT):
+        part += size
+        values += tl.load(parts + part, mask=mask, other=0.0)
     tl.store(total + at, values.to(total.dtype.element_ty), mask=mask)

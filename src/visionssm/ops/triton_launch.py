@@ -1,29 +1,16 @@
-"""The `triton` back-end: which kernel serves a call, in what blocks and chunks, and the launches.
-
-States are (batch, K, chunks, N, E) in float32. What was measured to choose the blocks is instructions and registers of the
-compiled kernels.
-"""
+"""The `triton` back-end: launches of the kernels in `triton_forward` and `triton_backward`. States are (..., N, E), float32."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-WALK_STATES = 8  # from here on the states fill a lane's registers, and steps are walked one by one
-DOT_RANKS = 32  # the largest rank of dt whose projection costs no registers that the scan needs
-CHUNK_STEPS = 64
-WARPS_PER_PROCESSOR = 8
-INT32 = 2**31
+from .triton_plan import WALK_STATES, Call, backward_blocks, checkpoint_steps, forward_blocks, power_of_2, prepare, strides
 
-
-def checkpoint_steps(N: int) -> int:
-    """Steps between two states that forward keeps for backward."""
-    return 16 if N < WALK_STATES else CHUNK_STEPS
+__all__ = ["backward", "checkpoint_steps", "forward", "unavailable"]
 
 
 def unavailable(device: str) -> str | None:
@@ -42,7 +29,7 @@ def unavailable(device: str) -> str | None:
 
 
 def _kernels() -> Any:
-    """The module of all kernels, which needs Triton."""
+    """The module of all kernels; the first import of Triton."""
     from . import triton_backward
 
     return triton_backward
@@ -54,161 +41,62 @@ def _interpreted() -> bool:
     return isinstance(_kernels().tile_forward, InterpretedFunction)
 
 
-class Blocks(NamedTuple):
-    """Sizes of one program: BE channels, VEC of them next to each other in a lane, and BT steps at a time."""
-
-    BE: int
-    BT: int
-    VEC: int
-    warps: int = 1
-
-
-def forward_blocks(E: int, N: int, lanes: int) -> Blocks:
-    """Blocks of the forward kernels, `walk_forward` from N = 8 on, else `tile_forward`, for warps of so many lanes."""
-    if N >= WALK_STATES:
-        return Blocks(lanes, 4 if N == WALK_STATES else 2, 1, max(1, _power_of_2(N) // 16))
-    if lanes == 64 or -(-E // 32) % 2 == 0:  # blocks of 64 leave no more channels idle than blocks of 32
-        return Blocks(64, 16, 64 // lanes)
-    return Blocks(lanes, 32, 1)
+def _launch(call: Call, kernel: Any, programs: int, warps: int, **arguments: Any) -> None:
+    """Runs a kernel with those of the call's arguments, and of these, that it names."""
+    arguments = call.arguments | arguments
+    options = {"num_warps": warps}
+    if call.device.type == "cuda" and torch.version.hip is None:
+        options["enable_fp_fusion"] = True  # without it, multiply-adds are two instructions
+    kernel[(programs,)](**{name: arguments[name] for name in kernel.arg_names}, **options)
 
 
-def backward_blocks(E: int, lanes: int) -> Blocks:
-    """Blocks of the backward kernels. The sums over channels, for dB and dC, cost half as much with two channels in a lane."""
-    return Blocks(64, 8, 64 // lanes) if E > 32 else Blocks(lanes, 8, 1)
-
-
-def _power_of_2(value: int) -> int:
-    return 1 << (value - 1).bit_length()
-
-
-@dataclass
-class _Call:
-    """The inputs as the kernels want them, and the sizes they agree on."""
-
-    x: Tensor
-    dt: Tensor  # dense, or low-rank together with weight
-    weight: Tensor | None
-    A: Tensor  # (K, N, E)
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    dt_bias: Tensor | None
-    path: Tensor
-    complete: bool
-    flags: dict[str, Any]
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int, int, int]:
-        """batch, L, K, E, N, T."""
-        (batch, L), (K, N, E) = self.x.shape[:2], self.A.shape
-        return batch, L, K, E, N, self.path.shape[1]
-
-    @property
-    def R(self) -> int:
-        return 0 if self.weight is None else self.weight.shape[2]
-
-    @property
-    def dot(self) -> dict[str, Any]:
-        """Constants of the projection inside a kernel; the interpreter's bfloat16 product is wrong."""
-        ranks = max(16, _power_of_2(self.R))
-        return {"R": self.R, "RANKS": ranks, "UPCAST": _interpreted() and self.dt.dtype == torch.bfloat16}
-
-    def strides(self, value: Tensor) -> tuple[int, int, int]:
-        """Of batch, L, and K (0 where all paths share the map)."""
-        return (*value.stride()[:2], 0 if value.dim() == 3 else value.stride(2))
-
-
-def _prepare(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None, dt_weight: Tensor | None,
-    path: Tensor, softplus: bool, zoh: bool, complete: bool, *outputs: Tensor,
-) -> _Call:  # fmt: skip
-    (L, T), (K, E, N) = (x.shape[1], path.shape[1]), A.shape
-    if dt_weight is not None and (N >= WALK_STATES or dt_weight.shape[2] > DOT_RANKS):
-        dt, dt_weight = torch.einsum("blkr,ker->blke", dt.float(), dt_weight.float()), None
-    x, dt, B, C, path = (value if value.stride(-1) == 1 else value.contiguous() for value in (x, dt, B, C, path.int()))
-    longest = max(K * E, *(value.stride(1) for value in (x, dt, B, C, *outputs)))
-    flags = {
-        "SOFTPLUS": softplus,
-        "ZOH": zoh,
-        "PAD": not complete or T != L,
-        "WIDE": L * longest >= INT32,
-    }
-    D, dt_bias, weight = (None if value is None else value.contiguous() for value in (D, dt_bias, dt_weight))
-    return _Call(x, dt, weight, A.transpose(1, 2).contiguous(), B, C, D, dt_bias, path, complete, flags)
-
-
-def _device(device: torch.device) -> tuple[int, int]:
-    """Processors, and lanes of a warp."""
-    if device.type != "cuda":
-        return 132, 32
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.warp_size
-
-
-def _enough_warps(device: torch.device) -> int:
-    """So many warps keep all processors busy."""
-    return WARPS_PER_PROCESSOR * _device(device)[0]
-
-
-def _chunks(call: _Call) -> tuple[int, int]:
-    """Into how many chunks walks are cut, and their steps: one where images, paths and channels alone fill the device.
-
-    Chunks are walked twice, so that two of them would gain nothing.
-    """
-    batch, _, K, E, _, T = call.sizes
-    warps, enough = batch * K * -(-E // 32), _enough_warps(call.x.device)
-    if warps < enough:
-        chunks = min(-(-2 * enough // warps), T // CHUNK_STEPS)
-        if chunks > 2:
-            steps = -(-T // chunks // CHUNK_STEPS) * CHUNK_STEPS
-            return -(-T // steps), steps
-    return 1, T
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    return getattr(torch, device.type).device(device) if device.type in ("cuda", "xpu") else nullcontext()
 
 
 class _Map(NamedTuple):
     """Where the kernels write a map, y or the gradient of x."""
 
     target: Tensor
-    merged: Tensor  # the float32 sum of the paths before the last
-    parts: int  # of `target`, to be added up
+    merged: Tensor  # the float32 sum of the paths before the last, or all parts of the sum
+    parts: int
     constants: dict[str, bool]
 
 
-def _new_map(call: _Call, merge: bool, dtype: torch.dtype, chunks: int) -> _Map:
+def _new_map(call: Call, merge: bool, dtype: torch.dtype) -> _Map:
     """Three ways to add up paths without atomics: nothing to add; all paths in one program; parts, and `sum_paths`."""
-    batch, L, K, E, _, _ = call.sizes
-    new = call.x.new_empty if call.complete else call.x.new_zeros
+    batch, L, K, E = call.batch, call.L, call.K, call.E
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return (torch.empty if call.complete else torch.zeros)(shape, dtype=dtype, device=call.device)
+
     if not merge or K == 1:
-        target = new((batch, L, E) if merge else (batch, L, K, E), dtype=dtype)
+        target = new(batch, L, E, dtype=dtype) if merge else new(batch, L, K, E, dtype=dtype)
         return _Map(target, target, 1, {"MERGE": False, "ZEROED": False})
-    if chunks == 1 and batch * -(-E // 32) >= _enough_warps(call.x.device):
-        merged = new((batch, L, E), dtype=torch.float32)
+    if call.busy:
+        merged = new(batch, L, E)
         target = merged if dtype == torch.float32 or not call.complete else torch.empty_like(merged, dtype=dtype)
         return _Map(target, merged, 1, {"MERGE": True, "ZEROED": not call.complete})
-    parts = new((K, batch, L, E), dtype=torch.float32)
+    parts = new(K, batch, L, E)
     return _Map(parts.permute(1, 2, 0, 3), parts, K, {"MERGE": False, "ZEROED": False})
 
 
-def _finish_map(call: _Call, written: _Map, dtype: torch.dtype) -> Tensor:
+def _finish_map(call: Call, written: _Map, dtype: torch.dtype) -> Tensor:
     if written.parts == 1:
         return written.target.to(dtype)
     total = torch.empty_like(written.merged[0], dtype=dtype)
-    grid = (-(-total.numel() // 1024),)
-    _forward_kernels().sum_paths[grid](
-        written.merged, total, total.numel(), K=written.parts, BLOCK=1024, **_options(call.x.device)
+    programs = -(-total.numel() // 1024)
+    _launch(
+        call, _kernels().sum_paths, programs, 4, parts=written.merged, total=total, size=total.numel(), COUNT=written.parts, BLOCK=1024
     )
     return total
 
 
-def _options(device: torch.device, warps: int = 4) -> dict[str, Any]:
-    """Fused multiply-adds are a CUDA option that newer Tritons no longer set by themselves."""
-    if device.type == "cuda" and torch.version.hip is None:
-        return {"num_warps": warps, "enable_fp_fusion": True}
-    return {"num_warps": warps}
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    return getattr(torch, device.type).device(device) if device.type in ("cuda", "xpu") else nullcontext()
+def _scan_chunks(call: Call, states: Tensor, delta_sums: Tensor, start: Tensor | None, reverse: bool) -> None:
+    programs = call.batch * call.K * call.N * -(-call.E // 64)
+    _launch(
+        call, _kernels().chunk_scan, programs, 2, states=states, delta_sums=delta_sums, start=start, BE=64, REVERSE=reverse
+    )
 
 
 def forward(
@@ -231,67 +119,42 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state (batch, K, E, N), and the states (batch, K, ceil(T / steps), N, E) kept for backward."""
-    if A.shape[2] >= WALK_STATES:  # unpacking 16-bit values costs this kernel a third of its time
+    if A.shape[2] >= WALK_STATES:  # unpacking 16-bit values would cost `walk_forward` a third of its time
         B, C = B.float(), C.float()
-    call = _prepare(x, dt, A, B, C, D, dt_bias, dt_weight, path, softplus, zoh, complete)
-    batch, L, K, E, N, T = call.sizes
-    kept = -(-T // checkpoint_steps(N))
-    checkpoints = call.A.new_empty((batch, K, kept, N, E) if save else (0,))
-    if batch == 0:
-        shape = (batch, L, E) if merge else (batch, L, K, E)
-        return x.new_empty(shape, dtype=out_dtype), A.new_empty(batch, K, E, N), checkpoints
-    chunks, steps = _chunks(call)
-    written = _new_map(call, merge, out_dtype, chunks)
+    call = prepare(x, dt, A, B, C, D, dt_bias, dt_weight, path, softplus=softplus, zoh=zoh, complete=complete)
+    checkpoints = call.new_states(call.arguments["kept"], call.N) if save else torch.empty(0, device=x.device)
+    if call.batch == 0:
+        y = x.new_empty((0, call.L, call.E) if merge else (0, call.L, call.K, call.E), dtype=out_dtype)
+        return y, call.new_states(call.N).transpose(2, 3).contiguous(), checkpoints
+    written = _new_map(call, merge, out_dtype)
     start = None if initial_state is None else initial_state.transpose(2, 3).contiguous()
     with _on(x.device):
-        if chunks > 1:
-            states, delta_sums = call.A.new_empty(batch, K, chunks, N, E), call.A.new_empty(batch, K, chunks, E)
-            _launch_forward(call, None, None, states, delta_sums, checkpoints, chunks, steps, save=False)
-            _scan_chunks(call, states, delta_sums, start, chunks, reverse=False)
+        if call.chunks > 1:
+            states, delta_sums = call.new_states(call.chunks, call.N), call.new_states(call.chunks)
+            _launch_forward(call, start=None, last=states, delta_sums=delta_sums, checkpoints=checkpoints)
+            _scan_chunks(call, states, delta_sums, start, reverse=False)
             start = states
-        last = call.A.new_empty(batch, K, chunks, N, E)
-        _launch_forward(call, start, written, last, last, checkpoints, chunks, steps, save=save)
+        last = call.new_states(call.chunks, call.N)
+        _launch_forward(call, written, start=start, last=last, delta_sums=None, checkpoints=checkpoints)
         y = _finish_map(call, written, out_dtype)
     return y, last[:, :, -1].transpose(2, 3).contiguous(), checkpoints
 
 
-def _launch_forward(
-    call: _Call, start: Tensor | None, written: _Map | None, last: Tensor, delta_sums: Tensor, checkpoints: Tensor,
-    chunks: int, steps: int, save: bool,
-) -> None:  # fmt: skip
-    """The pass that writes, or, with nothing to write, the one that finds what each chunk alone does to the state."""
-    batch, _, K, E, N, T = call.sizes
-    blocks = forward_blocks(E, N, _device(call.x.device)[1])
-    y, merged = (call.x, call.x) if written is None else (written.target, written.merged)
-    constants = {"MERGE": False, "ZEROED": False} if written is None else written.constants
-    constants = constants | call.flags | {"WRITE": written is not None, "SAVE": save, "STEPS": checkpoint_steps(N)}
-    constants |= {"N": N, "BE": blocks.BE, "MASK": E % blocks.BE != 0}
-    programs = batch * (1 if constants["MERGE"] else K) * chunks * -(-E // blocks.BE)
-    states = (call.A, call.B, call.C, call.D, call.dt_bias, call.path, start, y, merged, last, delta_sums, checkpoints)
-    numbers = (
-        *call.strides(call.x), *call.strides(call.dt), *call.strides(call.B), *call.strides(call.C), call.path.stride(0),
-        *call.strides(y), K, T, E, chunks, steps, checkpoints.shape[2] if save else 0, 0,
-    )  # fmt: skip
-    options = _options(call.x.device, blocks.warps)
-    if N >= WALK_STATES:
-        constants |= {"STATES": _power_of_2(N), "U": blocks.BT}
-        _forward_kernels().walk_forward[(programs,)](call.x, call.dt, *states, *numbers, **constants, **options)
+def _launch_forward(call: Call, written: _Map | None = None, *, checkpoints: Tensor, **states: Tensor | None) -> None:
+    """The pass that writes; or, with nowhere to write, the one that finds what each chunk alone does to the state."""
+    if written is None:
+        arguments: dict[str, Any] = {"WRITE": False, "SAVE": False, "MERGE": False, "ZEROED": False, "y": None, "merged": None}
+        arguments |= {"stride_yb": 0, "stride_yl": 0, "stride_yk": 0}
     else:
-        constants |= {"BT": blocks.BT, "VEC": blocks.VEC, "TAIL": T % blocks.BT != 0, **call.dot}
-        _forward_kernels().tile_forward[(programs,)](
-            call.x, call.dt, call.weight, *states, *numbers, **constants, **options
-        )
-
-
-def _scan_chunks(
-    call: _Call, states: Tensor, delta_sums: Tensor, start: Tensor | None, chunks: int, reverse: bool
-) -> None:
-    batch, _, K, E, N, _ = call.sizes
-    grid = (batch * K * N * -(-E // 64),)
-    options = _options(call.x.device, 2)
-    _forward_kernels().chunk_scan[grid](
-        states, delta_sums, call.A, start, K, E, chunks, N, BE=64, REVERSE=reverse, **options
-    )
+        arguments = {"WRITE": True, "SAVE": checkpoints.numel() > 0, "y": written.target, "merged": written.merged}
+        arguments |= strides("y", written.target) | written.constants
+    blocks = forward_blocks(call.E, call.N, call.lanes)
+    programs = call.batch * (1 if arguments["MERGE"] else call.K) * call.chunks * -(-call.E // blocks.BE)
+    kernel = _kernels().walk_forward if call.N >= WALK_STATES else _kernels().tile_forward
+    _launch(
+        call, kernel, programs, blocks.warps, checkpoints=checkpoints, **states, **arguments, BE=blocks.BE, VEC=blocks.VEC,
+        BT=blocks.BT, U=blocks.BT, STATES=power_of_2(call.N), MASK=call.E % blocks.BE != 0, TAIL=call.T % blocks.BT != 0,
+    )  # fmt: skip
 
 
 def backward(
@@ -315,24 +178,29 @@ def backward(
     complete: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of (x, dt, A, B, C, D, dt_bias, dt_weight, initial_state); None where the input is None."""
-    grad_y = grad_y if grad_y.stride(-1) == 1 else grad_y.contiguous()
-    call = _prepare(x, dt, A, B, C, D, dt_bias, dt_weight, path, softplus, zoh, complete, grad_y)
-    batch, L, K, E, N, _ = call.sizes
-    if batch == 0:
+    if x.shape[0] == 0:
         inputs = (x, dt, A, B, C, D, dt_bias, dt_weight, initial_state)
         return tuple(None if value is None else torch.zeros_like(value) for value in inputs)
-    chunks, steps = _chunks(call)
-    written = _new_map(call, x.dim() == 3, x.dtype, chunks)
-    blocks = backward_blocks(E, _device(x.device)[1])
-    new = x.new_empty if complete else x.new_zeros
-    grad_raw = new((batch, L, K, E), dtype=x.dtype)
-    grad_B, grad_C = (new((-(-E // blocks.BE), batch, L, K, N), dtype=torch.float32) for _ in range(2))
-    grad_A = call.A.new_empty(batch, K, chunks, N, E)
-    grad_D, grad_bias = (call.A.new_empty(batch, K, chunks, E) for _ in range(2))
+    call = prepare(x, dt, A, B, C, D, dt_bias, dt_weight, path, grad_y, softplus=softplus, zoh=zoh, complete=complete)
+    batch, L, K, E, N = call.batch, call.L, call.K, call.E, call.N
+    blocks = backward_blocks(E, call.lanes)
+    channel_blocks = -(-E // blocks.BE)
+    written = _new_map(call, x.dim() == 3, x.dtype)
+    new = torch.empty if complete else torch.zeros
+    grad_raw = new(batch, L, K, E, dtype=x.dtype, device=x.device)
+    grad_B, grad_C = (new(channel_blocks, batch, L, K, N, device=x.device) for _ in range(2))
+    grad_A, grad_D, grad_bias = call.new_states(call.chunks, N), call.new_states(call.chunks), call.new_states(call.chunks)
+    programs = batch * (1 if written.constants["MERGE"] else K) * call.chunks * channel_blocks
+    steps = checkpoint_steps(N)
     with _on(x.device):
-        carry = _carried(call, grad_y, grad_last, blocks, chunks, steps)
-        gradients = (grad_raw, grad_A, grad_B, grad_C, grad_D, grad_bias)
-        _launch_backward(call, grad_y, checkpoints, carry, written, gradients, blocks, chunks, steps)
+        carry = _carried(call, grad_last)
+        _launch(
+            call, _kernels().tile_backward, programs, blocks.warps, checkpoints=checkpoints, carry=carry,
+            scratch=torch.empty(programs, steps + steps // blocks.BT * N, blocks.BE, device=x.device),
+            grad_x=written.target, merged=written.merged, grad_raw=grad_raw, grad_A=grad_A, grad_B=grad_B, grad_C=grad_C,
+            grad_D=grad_D, grad_bias=grad_bias, **strides("gx", written.target), images=batch, BE=blocks.BE, BT=blocks.BT,
+            VEC=blocks.VEC, **written.constants, MASK=E % blocks.BE != 0, TAIL=call.T % 16 != 0,
+        )  # fmt: skip
         grad_x = _finish_map(call, written, x.dtype)
     grad_weight = None
     if dt_weight is not None:
@@ -351,47 +219,18 @@ def backward(
     )
 
 
-def _carried(call: _Call, grad_y: Tensor, grad_last: Tensor, blocks: Blocks, chunks: int, steps: int) -> Tensor:
+def _carried(call: Call, grad_last: Tensor) -> Tensor:
     """What reaches the last step of each chunk from the steps after it: (batch, K, chunks, N, E)."""
-    batch, _, K, E, N, T = call.sizes
-    carry = call.A.new_zeros(batch, K, chunks, N, E)
-    if chunks == 1:
+    carry = call.new_states(call.chunks, call.N)
+    if call.chunks == 1:
         return carry.copy_(grad_last.transpose(2, 3)[:, :, None])
-    BT = 16
-    delta_sums = call.A.new_empty(batch, K, chunks, E)
-    constants = {"N": N, "BE": blocks.BE, "BT": BT, "VEC": blocks.VEC, "MASK": E % blocks.BE != 0, "TAIL": T % BT != 0}
-    constants |= call.flags | call.dot
-    del constants["ZOH"]
-    _backward_kernels().adjoint_states[(batch * K * chunks * -(-E // blocks.BE),)](
-        call.dt, call.weight, call.A, call.C, call.dt_bias, call.path, grad_y, carry, delta_sums,
-        *call.strides(call.dt), *call.strides(call.C), call.path.stride(0), *call.strides(grad_y),
-        K, T, E, chunks, steps, 0, **constants, **_options(call.x.device, blocks.warps),
+    carry.zero_()
+    blocks = backward_blocks(call.E, call.lanes)
+    programs = call.batch * call.K * call.chunks * -(-call.E // blocks.BE)
+    delta_sums = call.new_states(call.chunks)
+    _launch(
+        call, _kernels().adjoint_states, programs, blocks.warps, carry=carry, delta_sums=delta_sums, BE=blocks.BE,
+        VEC=blocks.VEC, MASK=call.E % blocks.BE != 0, TAIL=call.T % 16 != 0,
     )  # fmt: skip
-    _scan_chunks(call, carry, delta_sums, grad_last.transpose(2, 3).contiguous(), chunks, reverse=True)
+    _scan_chunks(call, carry, delta_sums, grad_last.transpose(2, 3).contiguous(), reverse=True)
     return carry
-
-
-def _launch_backward(
-    call: _Call, grad_y: Tensor, checkpoints: Tensor, carry: Tensor, written: _Map, gradients: tuple[Tensor, ...],
-    blocks: Blocks, chunks: int, steps: int,
-) -> None:  # fmt: skip
-    batch, L, K, E, N, T = call.sizes
-    interval = checkpoint_steps(N)
-    constants = {
-        "N": N,
-        "BE": blocks.BE,
-        "BT": blocks.BT,
-        "VEC": blocks.VEC,
-        "STEPS": interval,
-        "MASK": E % blocks.BE != 0,
-    }
-    constants |= {"TAIL": T % 16 != 0, **call.flags, **call.dot, **written.constants}
-    programs = batch * (1 if constants["MERGE"] else K) * chunks * -(-E // blocks.BE)
-    scratch = call.A.new_empty(programs, interval + interval // blocks.BT * N, blocks.BE)
-    _backward_kernels().tile_backward[(programs,)](
-        call.x, call.dt, call.weight, call.A, call.B, call.C, call.D, call.dt_bias, call.path, checkpoints, grad_y, carry, scratch,
-        written.target, written.merged, *gradients,
-        *call.strides(call.x), *call.strides(call.dt), *call.strides(call.B), *call.strides(call.C), call.path.stride(0),
-        *call.strides(grad_y), *call.strides(written.target),
-        batch, L, K, T, E, chunks, steps, checkpoints.shape[2], 0, **constants, **_options(call.x.device, blocks.warps),
-    )  # fmt: skip

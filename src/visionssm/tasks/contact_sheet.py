@@ -23,7 +23,7 @@ def contact_sheet(tiles: list[Tile]) -> Image.Image:
 
     Example:
         >>> contact_sheet([Tile(Image.new("L", (8, 8)), "7  99.1 %")] * 6).size
-        (386, 308)
+        (498, 298)
     """
     columns = min(len(tiles), max(3, math.ceil(math.sqrt(1.6 * len(tiles)))))
     rows = math.ceil(len(tiles) / columns)

@@ -220,6 +220,8 @@ def quiet_lightning() -> Iterator[None]:
         # Digits are in memory: worker processes would slow them down.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*training_step. returned .None.*")
+        # Lightning's own use of an old name in torch.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         # The averaged copy of the model is meant to be in eval mode.
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         try:
