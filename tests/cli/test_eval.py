@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from visionssm.cli.main import main
 
@@ -36,7 +37,11 @@ def test_the_numbers_are_those_of_a_plain_count(run_folder: Path, photos: Path, 
         with torch.inference_mode():
             label = int(classifier.model(transform(read_image(path))[None]).argmax())
         right.setdefault(path.parent.name, []).append(classifier.class_names[label] == path.parent.name)
-    assert main(["eval", "--checkpoint", str(run_folder), "--data", str(photos), "--out", str(tmp_path / "all.json")]) == 0
+    copy = shutil.copytree(photos, tmp_path / "copy")  # of the run's own folder, only what was held back is taken
+    command = ["eval", "--checkpoint", str(run_folder), "--data", str(copy)]
+    assert main([*command, "--out", str(tmp_path / "all.json"), "--out", str(tmp_path / "all.png")]) == 0
+    with Image.open(tmp_path / "all.png") as figure:
+        assert figure.width > 400
     result = json.loads((tmp_path / "all.json").read_text())
     assert result["top1"] == pytest.approx(sum(map(sum, right.values())) / 120)
     assert {row["class"]: row["recall"] for row in result["per_class"]} == {
@@ -61,6 +66,9 @@ def test_part_of_the_classes_is_enough(run_folder: Path, photos: Path, tmp_path:
         (["--checkpoint", "{tmp}"], "holds neither best.ckpt nor last.ckpt; is it the folder of a run?"),
         (["--checkpoint", "{run}", "--data", "nowhere"], "nowhere: no such folder"),
         (["--checkpoint", "{run}", "--data", "digits"], "digits has 10 classes"),
+        (["--checkpoint", "{run}", "--out", "result.txt"], "results are written as .json or .png"),
+        (["--checkpoint", "{run}", "--batch-size", "0"], "batch_size is 0; it must be at least 1"),
+        (["--checkpoint", "{run}", "--data", "{tmp}/cats", "--part", "val"], "cats has no folder val/"),
         (["--checkpoint", "{run}", "--part", "test"], "has no test images; choose --part val"),
         (["--checkpoint", "{tmp}/weights.pth"], "holds weights, but not the class names and preprocessing"),
         (["--checkpoint", "{tmp}/cut.ckpt"], "it is damaged, cut short, or another kind of file"),

@@ -74,7 +74,12 @@ def test_images_that_cannot_be_read_are_named_and_the_rest_is_classified(
     ],
 )
 def test_what_cannot_be_done_gives_one_line_and_exit_code_2(
-    run_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    run_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
     (tmp_path / "broken.dat").write_bytes(b"broken")
     image = photos / "one" / "00.png"

@@ -1,5 +1,4 @@
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -168,11 +167,3 @@ def test_a_changed_data_set_is_noticed(
     message = _message(capsys)
     assert "the images or labels of the data set" in message
     assert "--force" in message
-
-
-def test_help_needs_no_heavy_library(capsys: pytest.CaptureFixture[str]) -> None:
-    import subprocess
-
-    code = "import sys; from visionssm.cli.main import build_parser; build_parser(); print('lightning' in sys.modules)"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert output.strip() == "False"

@@ -5,7 +5,7 @@ import torch
 
 from visionssm.ops import explain_backend, path_scan, paths
 
-BACKENDS = ("reference", "torch", "native", "triton")
+BACKENDS = ("reference", "torch", "native")
 
 
 @pytest.fixture(params=BACKENDS)

@@ -6,7 +6,7 @@ from scan_cases import Case, call, cast, make_case
 
 from visionssm.ops import explain_backend, paths
 
-BACKENDS = ("reference", "torch", "native", "triton")
+BACKENDS = ("reference", "torch", "native")
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from visionssm.data import load_digits
 from visionssm.tasks.config import TrainConfig
 
 # A convolutional network of timm with 200 thousand parameters: the engine is tested here, not the models.
@@ -23,9 +24,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def small_settings() -> dict[str, Any]:
-    """Settings of a run that takes two seconds."""
-    return SMALL
+def small_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of a run on 128 digits of four classes, two batches in an epoch, in order to be quick."""
+    digits = load_digits().train
+    root = tmp_path_factory.mktemp("data") / "few"
+    for label in range(4):
+        (root / str(label)).mkdir(parents=True)
+        for number, index in enumerate([i for i, digit in enumerate(digits.labels) if digit == label][:40]):
+            digits.load(index).save(root / str(label) / f"{number:02d}.png")
+    return {**SMALL, "data": str(root), "workers": 0, "scale": (0.7, 1.0), "hflip": 0.0}
 
 
 @pytest.fixture(scope="session")

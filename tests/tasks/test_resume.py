@@ -108,8 +108,14 @@ def test_ctrl_c_saves_and_the_same_command_continues(tmp_path: Path, capsys: pyt
     _assert_same_run(whole, stopped)
 
 
-def test_a_finished_run_is_not_trained_again(trained_run: Path, tmp_path: Path) -> None:
-    command = [*COMMAND, "epochs=1", f"out={tmp_path / 'run'}"]
+@pytest.fixture
+def quick_command(small_settings: dict[str, Any]) -> list[str]:
+    """The same on few images: two steps in an epoch."""
+    return [*COMMAND, f"data={small_settings['data']}", "workers=0", "checkpoint_steps=1"]
+
+
+def test_a_finished_run_is_not_trained_again(quick_command: list[str], tmp_path: Path) -> None:
+    command = [*quick_command, "epochs=1", f"out={tmp_path / 'run'}"]
     assert main(command) == 0
     before = (tmp_path / "run" / "last.ckpt").read_bytes()
     assert main(command) == 0
@@ -117,28 +123,30 @@ def test_a_finished_run_is_not_trained_again(trained_run: Path, tmp_path: Path) 
 
 
 def test_other_settings_in_the_same_folder_are_refused_unless_forced(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quick_command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [*COMMAND, f"out={tmp_path / 'run'}"]
+    command = [*quick_command, f"out={tmp_path / 'run'}"]
     assert main([*command, "epochs=1"]) == 0
     before = (tmp_path / "run" / "last.ckpt").read_bytes()
-    assert main([*command, "epochs=2", "lr=1e-3"]) == 2
-    assert "holds a run with other settings: epochs: 1 -> 2; lr: 0.002 -> 0.001" in capsys.readouterr().err
+    assert main([*command, "epochs=2", "lr=5e-4"]) == 2
+    assert "holds a run with other settings: epochs: 1 -> 2; lr: 0.001 -> 0.0005" in capsys.readouterr().err
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
-    assert main([*command, "epochs=2", "lr=1e-3", "--force"]) == 0
+    assert main([*command, "epochs=2", "lr=5e-4", "--force"]) == 0
     assert len(read_checkpoint(tmp_path / "run" / "last.ckpt")["history"]["epochs"]) == 2
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint_intact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_leaves_the_earlier_checkpoint_intact(
+    quick_command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
-    assert main([*COMMAND, "epochs=1", f"out={run}"]) == 0
+    assert main([*quick_command, "epochs=1", f"out={run}"]) == 0
     before = (run / "last.ckpt").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     # The system refuses to let any file grow beyond this, as it does when the disk is full.
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
-        assert main([*COMMAND, "epochs=2", f"out={run}", "--force"]) == 2
+        assert main([*quick_command, "epochs=2", f"out={run}", "--force"]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -147,4 +155,4 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_intact(tmp_path: Path, capsys
     assert "earlier checkpoints are intact" in message
     assert (run / "last.ckpt").read_bytes() == before
     assert [path for path in run.iterdir() if path.suffix == ".tmp"] == []
-    assert main([*COMMAND, "epochs=2", f"out={run}", "--force"]) == 0
+    assert main([*quick_command, "epochs=2", f"out={run}", "--force"]) == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visionssm.data.digits import DigitImages
+    from visionssm.data.images import LabeledImages
 
 SHOWN = 60
 
@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n3. predict image files")
     images = out / "images"
     shutil.rmtree(images, ignore_errors=True)
-    test = load_digits().test
-    files, truths = save_digits(test, images, SHOWN)  # type: ignore[arg-type]
+    files, truths = save_images(load_digits().final, images, SHOWN)
     predictions, unreadable = predict(load_classifier(result.folder), files, top_k=3)
     write_csv(out / "predictions.csv", predictions, unreadable)
     write_contact_sheet(out / "predictions.png", predictions, unreadable, truths)
@@ -65,15 +64,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def save_digits(digits: "DigitImages", folder: Path, count: int) -> tuple[list[Path], list[str]]:
-    """Write the first digits as PNG files, and return the files and their true labels."""
+def save_images(images: "LabeledImages", folder: Path, count: int) -> tuple[list[Path], list[str]]:
+    """Write the first images as PNG files, and return the files and their true labels."""
     folder.mkdir(parents=True)
     files, truths = [], []
-    for index in range(min(count, len(digits.labels))):
+    for index in range(min(count, len(images.labels))):
         file = folder / f"{index:03d}.png"
-        digits.load(index).save(file)
+        images.load(index).save(file)
         files.append(file)
-        truths.append(digits.class_names[digits.labels[index]])
+        truths.append(images.class_names[images.labels[index]])
     return files, truths
 
 

@@ -31,29 +31,46 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per step [64]")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images [0]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
-    parser.add_argument("--out", metavar="FILE", help="also write the result as JSON")
+    parser.add_argument(
+        "--out",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write the result as .json, or the confusion matrix as .png; may be given twice",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and print."""
+    """Evaluate, print, and write the files."""
     from visionssm.cli.report import print_evaluation
     from visionssm.tasks.checkpoint import load_classifier, pick_device
     from visionssm.tasks.evaluation import evaluate
+    from visionssm.tasks.figures import save_confusion_matrix
     from visionssm.tasks.run import write_text
 
+    files = [Path(name) for name in args.out]
+    for file in files:
+        if file.suffix not in (".json", ".png"):
+            raise ValueError(f"{file}: results are written as .json or .png; choose one of these endings")
     classifier = load_classifier(args.checkpoint, pick_device(args.device), averaged=not args.trained_weights)
-    images, where = images_to_evaluate(classifier, args.data, args.part)
+    images, name = images_to_evaluate(classifier, args.data, args.part)
     print(f"{classifier.source}: {classifier.config['model']}, {classifier.weights} weights")
     evaluation = evaluate(classifier, images, args.batch_size, args.workers)
-    print_evaluation(evaluation, where)
-    if args.out:
-        write_text(Path(args.out), json.dumps(evaluation.to_dict(), indent=1))
-        print(f"written to {args.out}")
+    print_evaluation(evaluation, name)
+    for file in files:
+        if file.suffix == ".json":
+            write_text(file, json.dumps(evaluation.to_dict(), indent=1))
+        else:
+            save_confusion_matrix(evaluation, file)
+        print(f"written to {file}")
     return 0
 
 
 def images_to_evaluate(classifier: "Classifier", data: str | None, part: str | None) -> tuple["LabeledImages", str]:
     """The images that the arguments ask for, and what to call them.
+
+    Another folder than the run's is taken as it lies there. Of the run's own data, the images are those that training
+    held back.
 
     Raises:
         FileNotFoundError: the folder isn't there.
@@ -64,15 +81,9 @@ def images_to_evaluate(classifier: "Classifier", data: str | None, part: str | N
 
     config = classifier.config
     source = data or config["data"]
-    if source != "digits" and data is not None:
-        root = Path(data).expanduser()
-        names = [part] if part else ["test", "val"]
-        folder = next((root / name for name in names if (root / name).is_dir()), None)
-        if folder is not None or not (root / "train").is_dir():
-            if part and folder is None:
-                raise ValueError(f"{root} has no folder {part}/")
-            folder = folder or root
-            return scan_class_folders(folder, classifier.class_names), str(folder)
+    if source != "digits" and source != config["data"]:
+        folder = _labelled_folder(Path(source).expanduser(), part)
+        return scan_class_folders(folder, classifier.class_names), str(folder)
     splits = (
         load_digits() if source == "digits" else load_image_folder(source, config["val_share"], config["split_seed"])
     )
@@ -86,3 +97,12 @@ def images_to_evaluate(classifier: "Classifier", data: str | None, part: str | N
     if images is None:
         raise ValueError(f"{source} has no test images; choose --part val")
     return images, f"{splits.name}, {part} images"
+
+
+def _labelled_folder(root: Path, part: str | None) -> Path:
+    """The folder that holds the class folders: `root/part` if a part is asked for, else test/, val/, or `root` itself."""
+    if part:
+        if not (root / part).is_dir():
+            raise ValueError(f"{root} has no folder {part}/")
+        return root / part
+    return next((root / name for name in ("test", "val") if (root / name).is_dir()), root)

@@ -10,7 +10,12 @@
 
 namespace visionssm::VISIONSSM_TARGET {
 
-constexpr int kForwardSteps = 16;
+#ifndef STEPS
+#define STEPS 16
+#define WIDEST 128
+#endif
+constexpr int kForwardSteps = STEPS;
+constexpr int kWidest = WIDEST;
 constexpr int64_t kNearBytes = 1 << 20;
 
 template <class T>
@@ -51,8 +56,8 @@ INLINE void advance(
   const int64_t steps = tile.steps;
   for (int64_t s = 0; s < steps; s++) {
     const V step = load(delta + s * padded), x = load(tile.x[s] + v * W), drive = kZoh ? x : step * x;
-    const T* B = tile.B[s] + n;
-    const T* C = tile.C[s] + n;
+    const T* B = opaque(tile.B[s] + n);
+    const T* C = opaque(tile.C[s] + n);
     V y = n == 0 ? skip * x : load(out + s * padded);
 #pragma GCC unroll 16
     for (int i = 0; i < kStates; i++) {
@@ -181,7 +186,7 @@ struct Plan {
 
 template <class T>
 static Plan forward_plan(const Arguments& a) {
-  const int64_t vectors = divide_up(a.E, kLanes<T>), widest = 128 / kLanes<T>;
+  const int64_t vectors = divide_up(a.E, kLanes<T>), widest = kWidest / kLanes<T>;
   const double states_of_work = double(a.batch) * a.K * a.T * a.E * (a.N + 2);
   Plan best = {1, larger(1, smaller(a.threads, int64_t(states_of_work / 20000))), false};
   double least = 1e300;

@@ -88,6 +88,13 @@ INLINE void store_part(T* target, Vector<T> v, int64_t count) {
   memcpy(target, &v, count * sizeof(T));
 }
 
+// The same pointer, with its origin hidden: so that the numbers behind it are addressed from one register, not from one each.
+template <class T>
+INLINE T* opaque(T* pointer) {
+  asm("" : "+r"(pointer));
+  return pointer;
+}
+
 // a * b + c and a * b - c, rounded once where the instruction set can.
 #if defined(__AVX512F__)
 INLINE floats fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
@@ -130,20 +137,34 @@ INLINE double sum(doubles v) {
   return total;
 }
 
+// Between 16-bit and 32-bit integers.
+#if defined(__AVX512F__)
+INLINE words widen(halves v) { return (words)_mm512_cvtepu16_epi32((__m256i)v); }
+INLINE halves narrow(words v) { return (halves)_mm512_cvtepi32_epi16((__m512i)v); }
+#elif defined(__AVX2__)
+INLINE words widen(halves v) { return (words)_mm256_cvtepu16_epi32((__m128i)v); }
+INLINE halves narrow(words v) {
+  const __m256i packed = _mm256_packus_epi32((__m256i)v, (__m256i)v);
+  return (halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+}
+#else
+INLINE words widen(halves v) { return __builtin_convertvector(v, words); }
+INLINE halves narrow(words v) { return __builtin_convertvector(v, halves); }
+#endif
+
 // bfloat16 is the upper half of a float.
 INLINE floats from_bfloat16(const uint16_t* source) {
   halves bits;
   memcpy(&bits, source, sizeof bits);
-  return (floats)(__builtin_convertvector(bits, words) << 16);
+  return (floats)(widen(bits) << 16);
 }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
 INLINE void to_bfloat16(uint16_t* target, floats v) {
   const words bits = (words)v;
   const words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const words chosen = (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded;
-  const halves narrow = __builtin_convertvector(chosen, halves);
-  memcpy(target, &narrow, sizeof narrow);
+  const halves result = narrow((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
+  memcpy(target, &result, sizeof result);
 }
 
 #if defined(__AVX512F__)
@@ -166,7 +187,7 @@ INLINE void to_float16(uint16_t* target, floats v) {
 INLINE floats from_float16(const uint16_t* source) {
   halves bits;
   memcpy(&bits, source, sizeof bits);
-  const words wide = __builtin_convertvector(bits, words);
+  const words wide = widen(bits);
   const words magnitude = (wide & 0x7fff) << 13;
   const words finite = (words)((floats)magnitude * 0x1p112f);
   const words special = magnitude | 0x7f800000;  // infinity or NaN
@@ -181,8 +202,8 @@ INLINE void to_float16(uint16_t* target, floats v) {
   words chosen = magnitude < 0x38800000 ? subnormal : normal;
   chosen = magnitude >= 0x477ff000 ? 0x7c00 - words{} : chosen;
   chosen = magnitude > 0x7f800000 ? 0x7e00 - words{} : chosen;
-  const halves narrow = __builtin_convertvector(chosen | ((bits >> 16) & 0x8000), halves);
-  memcpy(target, &narrow, sizeof narrow);
+  const halves result = narrow(chosen | ((bits >> 16) & 0x8000));
+  memcpy(target, &result, sizeof result);
 }
 #endif
 

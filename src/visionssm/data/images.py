@@ -14,8 +14,15 @@ from PIL import Image
 class LabeledImages(Protocol):
     """What the loaders need of a data set: images by index, their labels, and the names of the classes."""
 
-    class_names: list[str]
-    labels: list[int]
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of their labels."""
+        ...
+
+    @property
+    def labels(self) -> list[int]:
+        """The class of every image."""
+        ...
 
     def load(self, index: int) -> Image.Image:
         """Decode image `index`; OSError with the reason when it can't be decoded."""

@@ -22,7 +22,7 @@ class Draw(NamedTuple):
 
     epoch: int
     position: int
-    index: int
+    image: int  # its place in the data set
 
 
 class Unreadable(NamedTuple):
@@ -89,11 +89,11 @@ class TransformedImages(Dataset):
 
     def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, int, int] | Unreadable:
         try:
-            image = self.images.load(draw.index)
+            image = self.images.load(draw.image)
         except OSError as error:
-            return Unreadable(self.images.name(draw.index), str(error))
+            return Unreadable(self.images.name(draw.image), str(error))
         with fixed_randomness(self.seed, draw.epoch, draw.position):
-            return self.transform(image), self.images.labels[draw.index], draw.index
+            return self.transform(image), self.images.labels[draw.image], draw.image
 
 
 class EpochSampler(Sampler[list[Draw]]):
@@ -205,6 +205,9 @@ def make_loader(
 ) -> ResumableLoader:
     """A loader for training (shuffled, full batches only) or for evaluation (in order, every image).
 
+    Raises:
+        ValueError: batch_size is below 1, or workers below 0.
+
     Example:
         >>> from visionssm.data import Preprocessing, eval_transform, load_digits
         >>> preprocessing = Preprocessing((1, 32, 32), "bicubic", (0.5,), (0.5,), crop_pct=1.0, crop_mode="center")
@@ -212,6 +215,8 @@ def make_loader(
         >>> [tuple(batch["images"].shape) for batch in loader]
         [(100, 1, 32, 32), (43, 1, 32, 32)]
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     sampler = EpochSampler(len(images.labels), batch_size, training, training, seed, rank, world_size)
     return ResumableLoader(
         TransformedImages(images, transform, seed),

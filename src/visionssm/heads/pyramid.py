@@ -11,7 +11,10 @@ from ..models._keys import Key, KeyTable
 
 
 class PyramidLevel(nn.Module):
-    """Change of resolution, 1x1 convolution, LayerNorm, 3x3 convolution, LayerNorm: (batch, C, H, W) to (batch, out_channels, ...)."""
+    """Change of resolution, 1x1 convolution, LayerNorm, 3x3 convolution, LayerNorm.
+
+    Shapes: (batch, channels before, H, W) to (batch, out_channels, ...); `channels` is what `rescale` makes.
+    """
 
     def __init__(self, rescale: nn.Module, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -35,8 +38,8 @@ class SimpleFeaturePyramid(nn.Module):
         in_channels: C of the feature, a multiple of 4.
         out_channels: of every level.
 
-    Shapes: (batch, C, H, W) to a list of five maps (batch, out_channels, ...), the finest first. With features of stride 16 their
-    strides are 4, 8, 16, 32 and 64. Halving rounds down, the last step up.
+    Shapes: (batch, C, H, W) to a list of five maps (batch, out_channels, ...), the finest first. With features of
+    stride 16 their strides are 4, 8, 16, 32 and 64. Halving rounds down, the last step up.
 
     Example:
         >>> import torch
@@ -81,8 +84,8 @@ class SimpleFeaturePyramid(nn.Module):
 class RescalingPyramid(nn.Module):
     """Four features of one resolution to strides 4, 8, 16 and 32, as Vim's segmentation models do (arXiv 2401.09417).
 
-    Features of stride 16 pass through two transposed convolutions, one, none, and a 2x2 maximum; those of stride 8 through one, none,
-    a 2x2 and a 4x4 maximum.
+    Features of stride 16 pass through two transposed convolutions, one, none, and a 2x2 maximum; those of stride 8
+    through one, none, a 2x2 and a 4x4 maximum.
 
     Args:
         channels: C of the features and of the maps.

@@ -8,16 +8,17 @@ RESIZES = ("positions", "tables")
 
 
 class Rotary2d(nn.Module):
-    """Rotates adjacent pairs of channels by angles that grow with the row (first half of the channels) and the column (second half).
+    """Rotates adjacent pairs of channels: of the first half by the token's row, of the second half by its column.
 
-    Pair j of a half turns by position * 10000^(-2 j / (channels / 2)). Positions always run over [0, side): on a grid of g rows row i
-    has the position i / g * side. There are no parameters and no buffers.
+    Pair j of a half turns by position * 10000^(-2 j / (channels / 2)). Positions always run over [0, side): on a grid
+    of g rows row i has the position i / g * side. There are no parameters and no buffers.
 
     Args:
         channels: a multiple of 4.
         side: rows and columns of the grid of pretraining.
-        resize: "positions" computes the angles for the grid at hand; "tables" resizes the cosines and sines of the grid that the
-            model was built for bicubically, as LocalVim's published code does: then they are no pure rotations any more.
+        resize: "positions" computes the angles for the grid at hand. "tables" resizes the cosines and sines of the
+            grid that the model was built for bicubically, as LocalVim's published code does; then they are no pure
+            rotations any more.
 
     Example:
         >>> rotary = Rotary2d(8, side=2)
@@ -43,7 +44,10 @@ class Rotary2d(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each (H * W, channels), for a grid of H x W tokens; `native` is the grid that the model was built for."""
+        """Cosines and sines, each (H * W, channels), for a grid of H x W tokens.
+
+        `native` is the grid that the model was built for.
+        """
         H, W = grid if self.resize == "positions" else native
         rows, columns = (self._angles(n, dtype, device) for n in (H, W))
         angles = torch.cat((rows[:, None].expand(-1, W, -1), columns[None].expand(H, -1, -1)), dim=-1)
@@ -61,7 +65,15 @@ class Rotary2d(nn.Module):
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(a, b) -> (a cos - b sin, b cos + a sin) for adjacent channels of (..., L, C); cos and sin are (L, C). The dtype stays."""
+    """(a, b) -> (a cos - b sin, b cos + a sin) for adjacent channels.
+
+    Args:
+        x: (..., L, C).
+        cos, sin: (L, C), float32 or wider.
+
+    Returns:
+        As x in shape and dtype.
+    """
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((-b, a), dim=-1).flatten(-2)
     return (x * cos + turned * sin).to(x.dtype)

@@ -43,6 +43,11 @@ def insert_rows(tokens: Tensor, rows: Tensor, positions: Sequence[int]) -> Tenso
     return torch.cat([*pieces, tokens[:, start:]], dim=1) if pieces else tokens
 
 
+def take_rows(tokens: Tensor, positions: Sequence[int]) -> Tensor:
+    """The rows of (batch, M + T, C) at `positions`: (batch, T, C)."""
+    return torch.cat([tokens[:, :0], *(tokens[:, position : position + 1] for position in positions)], dim=1)
+
+
 def remove_rows(tokens: Tensor, positions: Sequence[int]) -> Tensor:
     """The inverse of :func:`insert_rows`: (batch, M + T, C) to (batch, M, C)."""
     pieces, start = [], 0
@@ -66,7 +71,8 @@ def resize_pos_embed(
         pos_embed: (1, M + T, C), M patches of the grid `old` and T class tokens.
         old, new: rows and columns of patches.
         class_token: where the class tokens are.
-        procedure: "aligned" or "published", see :class:`PlainBackbone`. Both resize bicubically.
+        procedure: "aligned" resizes the patches' rows and keeps those of class tokens. "published" takes the first rows
+            for the class tokens' wherever those are, as the authors' code does. Both resize bicubically.
         new_class_token: where they shall be; the same place by default, "none" to drop them.
 
     Returns:
@@ -92,4 +98,4 @@ def resize_pos_embed(
         maps = patches.to(exact).transpose(1, 2).unflatten(2, old)
         maps = F.interpolate(maps, size=tuple(new), mode="bicubic", align_corners=False)
         patches = maps.flatten(2).transpose(1, 2).to(pos_embed.dtype)
-    return insert_rows(patches, pos_embed[:, list(positions)], new_positions)
+    return insert_rows(patches, take_rows(pos_embed, positions), new_positions)

@@ -1,6 +1,6 @@
 """The model families. Importing this registers every model with timm."""
 
-from . import efficient_vmamba, groupmamba, local_mamba, mambavision, vim, vmamba
+from . import efficient_vmamba, groupmamba, local_mamba, mambavision, simba, vim, vmamba
 from ._build import export_published, load_published
 from ._checkpoint import read_checkpoint, save_checkpoint
 from ._release import Release, all_releases, find_release
@@ -22,6 +22,7 @@ __all__ = [
     "mambavision",
     "read_checkpoint",
     "save_checkpoint",
+    "simba",
     "vim",
     "vmamba",
 ]

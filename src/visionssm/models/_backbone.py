@@ -109,6 +109,7 @@ class HierarchicalBackbone(Backbone):
     """
 
     stages: nn.ModuleList
+    features_are_normed: bool = False  # whether each feature, the last one too, has passed a norm of its stage
     channels_last: bool = True  # the layout between stages: (batch, H, W, C), or (batch, C, H, W)
     out_norms: (
         nn.ModuleList | None
@@ -139,12 +140,19 @@ class HierarchicalBackbone(Backbone):
     def _to_map(self, x: Tensor) -> Tensor:
         return x.permute(0, 3, 1, 2) if self.channels_last else x
 
+    def finish(self, x: Tensor) -> Tensor:
+        """What forward_features makes of the last stage's output; a hook for families that add tokens to the map."""
+        return self._to_map(self.final_norm(x))
+
     def forward_features(self, x: Tensor) -> Tensor:
-        x = self.run_stem(x)
+        return self.run_stages(self.run_stem(x))
+
+    def run_stages(self, x: Tensor) -> Tensor:
+        """What forward_features does after the stem."""
         for i, stage in enumerate(self.stages):
             x = self.stage_feature(self.run_stage(stage, x), i)
             x = stage.downsample(x)
-        return self._to_map(self.final_norm(x))
+        return self.finish(x)
 
     def forward_intermediates(
         self,
@@ -182,7 +190,7 @@ class HierarchicalBackbone(Backbone):
             if i in take:
                 if self.out_norms is not None:
                     feature = self.out_norms[i](feature)
-                elif norm and i == final:
+                elif (norm or self.features_are_normed) and i == final:
                     feature = self.feature_norm(feature)
                 feature = self._to_map(feature)
                 maps.append(feature if output_fmt == "NCHW" else feature.permute(0, 2, 3, 1))
@@ -190,7 +198,7 @@ class HierarchicalBackbone(Backbone):
                 x = stage.downsample(x)
         if intermediates_only:
             return maps
-        return self._to_map(self.final_norm(x) if i == final else x), maps
+        return self.finish(x) if i == final else self._to_map(x), maps
 
     def prune_intermediate_layers(
         self, indices: int | list[int] | tuple[int, ...] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -199,7 +207,7 @@ class HierarchicalBackbone(Backbone):
         take, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         self.stages[-1].downsample = nn.Identity()
-        if prune_norm or last < len(self.feature_info) - 1:
+        if last < len(self.feature_info) - 1 or (prune_norm and not self.features_are_normed):
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models import build_model_with_cfg
@@ -64,13 +64,16 @@ def load_published(model: nn.Module, state: Mapping[str, Tensor], cfg: Mapping[s
         source: what to call the weights in an error.
     """
     own = model.state_dict()
-    converted = dict(state) if set(state) <= set(own) else _key_table(model).from_published(state, own)
+    table = _key_table(model)
+    converted = table.from_published(state, own)
+    if state.keys() <= own.keys() or len(own.keys() & state.keys()) > len(own.keys() & converted.keys()):
+        converted = dict(state)  # the names are ours already
     prepare = getattr(model, "prepare_weights", None)
     if prepare is not None:
         converted = prepare(converted)
     _adapt_first_conv(model, converted, cfg.get("first_conv"))
     fresh = [*_replaced_head(model, converted, cfg), *_parts_of_other_form(own, converted, source)]
-    load_weights(model, converted, source=source, fresh=fresh)
+    load_weights(model, converted, source=source, fresh=fresh, published=table.published_names)
 
 
 def _parts_of_other_form(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> list[str]:
@@ -146,7 +149,7 @@ def _adapt_first_conv(model: nn.Module, state: StateDict, first_conv: str | None
     name = f"{first_conv}.weight"
     if not first_conv or name not in state:
         return
-    wanted = model.get_submodule(first_conv).weight.shape[1]
+    wanted = cast(Tensor, model.get_submodule(first_conv).weight).shape[1]
     if state[name].shape[1] != wanted:
         state[name] = adapt_input_conv(wanted, state[name], base_chans=state[name].shape[1])
 

@@ -1,13 +1,13 @@
 """Weight files: reading every published container safely, and loading strictly.
 
 Files are untrusted: only tensors and plain containers are built from them. What else a training script pickled beside
-    the weights
-(argument namespaces, configuration nodes) is replaced by an inert placeholder, whose code never runs.
+the weights (argument namespaces, configuration nodes) is replaced by an inert placeholder; its code never runs.
 """
 
 import logging
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -29,10 +29,10 @@ def read_checkpoint(path: str | Path, *, prefer: Iterable[str] = ()) -> StateDic
     """Reads the tensors of a weight file, whatever published container they are in.
 
     Args:
-        path: `.safetensors`, or any file that torch.save wrote: a bare state dict or one under `model`, `state_dict`,
+        path: a safetensors file, or any that torch.save ever wrote: a bare state dict or one under `model`, `state_dict`,
             `model_ema`, `state_dict_ema` or `ema_model`; prefixes `module.`, `model.` and `backbone.` that all names
             share are removed.
-        prefer: containers to look for first, such as ("model_ema",).
+        prefer: containers to look for first, such as ("model_ema",); where the file has others only, that is logged.
 
     Returns:
         Names as in the file, without container and prefix, to tensors on the CPU. Of a detector or segmenter, only the
@@ -45,15 +45,21 @@ def read_checkpoint(path: str | Path, *, prefer: Iterable[str] = ()) -> StateDic
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: there is no file {path}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    for name in (*prefer, *CONTAINERS):
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    content = _unpacked(content, tuple(prefer), path) if isinstance(content, Mapping) else {}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors: expected a state dict, or one under {', '.join(CONTAINERS)}")
     return _backbone_only(_strip_prefixes(tensors), path)
+
+
+def _unpacked(content: Mapping[str, Any], prefer: tuple[str, ...], path: Path) -> Mapping[str, Any]:
+    for name in (*prefer, *CONTAINERS):
+        if isinstance(content.get(name), Mapping):
+            if prefer and name not in prefer:
+                _log.warning(f"{path}: there is no {' or '.join(prefer)} in it; took {name}")
+            return content[name]
+    return content
 
 
 def _backbone_only(tensors: StateDict, path: Path) -> StateDict:
@@ -87,15 +93,17 @@ def _read_safetensors(path: Path) -> StateDict:
         raise ValueError(_unreadable(path, error)) from error
 
 
+def _is_safetensors(path: Path) -> bool:
+    """By its first bytes, the length of a JSON header and the header: names of files are not to be relied on."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
 def _read_torch(path: Path) -> Any:
-    # Only names as unsafe as a class from a package that need not be installed are replaced; nothing of the file's own
-    # choice runs.
     try:
-        unsafe = (
-            torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else _COMMON_GLOBALS
-        )
-        with torch.serialization.safe_globals([(_placeholder(name), name) for name in unsafe]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            return _load(path, set(torch.serialization.get_unsafe_globals_in_checkpoint(path)))
+        return _read_old_torch(path)
     except (
         pickle.UnpicklingError,
         RuntimeError,
@@ -109,7 +117,23 @@ def _read_torch(path: Path) -> Any:
         raise ValueError(_unreadable(path, error)) from error
 
 
-_COMMON_GLOBALS = ("argparse.Namespace", "yacs.config.CfgNode")
+def _read_old_torch(path: Path) -> Any:
+    """The format of torch before 1.6, whose foreign classes are found one by one."""
+    foreign: set[str] = set()
+    while True:
+        try:
+            return _load(path, foreign)
+        except pickle.UnpicklingError as error:
+            refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+            if refused is None or refused[1] in foreign:
+                raise
+            foreign.add(refused[1])
+
+
+def _load(path: Path, foreign: set[str]) -> Any:
+    """Reads with torch's safe unpickler; a placeholder stands for every class in `foreign`."""
+    with torch.serialization.safe_globals([(_placeholder(name), name) for name in foreign]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _placeholder(name: str) -> type:
@@ -168,6 +192,7 @@ def load_weights(
     *,
     source: str,
     fresh: Iterable[str] = (),
+    published: Callable[[str], Iterable[str]] | None = None,
 ) -> None:
     """Copies a state dict under our names into a model, strictly.
 
@@ -177,6 +202,7 @@ def load_weights(
         source: what to call the weights in an error.
         fresh: tensors that keep the model's values, because the model was asked to differ there (another number of
             classes).
+        published: the published names of one of our tensors, for the error about those that are missing.
 
     Raises:
         ValueError: with all missing, unexpected and differently shaped tensors at once.
@@ -185,7 +211,9 @@ def load_weights(
     fresh = set(fresh)
     # Counters of batches seen are not weights; older files do without.
     optional = {name for name in own if name.endswith("num_batches_tracked")}
-    missing = [name for name in own if name not in state and name not in fresh | optional]
+    missing = [
+        _with_published_names(name, published) for name in own if name not in state and name not in fresh | optional
+    ]
     unexpected = [name for name in state if name not in own and name not in fresh]
     reshaped = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
@@ -200,3 +228,8 @@ def load_weights(
     if problems:
         raise ValueError(f"{source} does not fit {type(model).__name__}: {'; '.join(problems)}")
     model.load_state_dict({name: state[name] for name in own if name in state and name not in fresh}, strict=False)
+
+
+def _with_published_names(name: str, published: Callable[[str], Iterable[str]] | None) -> str:
+    others = [other for other in published(name) if other != name] if published else []
+    return f"{name} (published as {' and '.join(others)})" if others else name

@@ -105,6 +105,10 @@ class KeyTable:
     def _rule(self, ours: str) -> Key:
         return next((key for key in self.keys if key.matches(ours)), Key(ours, ours))
 
+    def published_names(self, ours: str) -> list[str]:
+        """Under which name, or names of its parts, one of our tensors is published."""
+        return self._rule(ours).published_names(ours)
+
     def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our state dict under published names and in published shapes."""
         published: dict[str, Tensor] = {}
@@ -123,7 +127,7 @@ class KeyTable:
         for name, own in ours.items():
             rule = self._rule(name)
             sources = [self._present(source, left) for source in rule.published_names(name)]
-            if all(source in left for source in sources):
+            if all(source in left for source in sources) and len({left[source].shape for source in sources}) == 1:
                 found[name] = rule.from_published([left.pop(source) for source in sources], own.shape)
         return {**found, **left}
 

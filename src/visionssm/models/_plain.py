@@ -1,12 +1,12 @@
 """The base of plain models, Vim and LocalVim: patches become tokens, all blocks work at one resolution.
 
-Tokens are (batch, L, C): M = H * W patches in raster order, and possibly class tokens at fixed places among them. Blocks carry two
-streams: `hidden`, what the last mixer gave, and `residual`, the sum of all before it; the sum of both is the stream of an ordinary
-residual network, whose addition is only postponed to the next block.
+Tokens are (batch, L, C): M = H * W patches in raster order, and possibly class tokens at fixed places among them.
+Blocks carry two streams: `hidden`, what the last mixer gave, and `residual`, the sum of all before it. Both together
+are the stream of an ordinary residual network, whose addition is only postponed to the next block.
 """
 
+import logging
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +16,6 @@ from timm.layers import DropPath, lecun_normal_
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..layers.norm import RMSNorm
 from ..layers.rotary import Rotary2d, rotate_pairs
@@ -28,9 +27,13 @@ from ..layers.tokens import (
     insert_rows,
     remove_rows,
     resize_pos_embed,
+    same_grid,
+    take_rows,
 )
 from ._backbone import Backbone
 from ._build import choose, init_linear_layers
+
+_log = logging.getLogger(__name__)
 
 Rotation = tuple[Tensor, Tensor]
 ROTARY = ("none", "hidden", "hidden_and_residual")
@@ -40,8 +43,8 @@ FEATURES = ("stream", "mixer", "rotated_stream")
 class PatchEmbed(nn.Module):
     """One convolution: (batch, in_chans, H, W) to (batch, width, rows, columns).
 
-    rows = (H - patch_size) // stride + 1: what is left at the bottom and the right is ignored; with `pad` the image is first
-    filled up with zeros there to a multiple of the stride.
+    rows = (H - patch_size) // stride + 1: what is left at the bottom and the right is ignored. With `pad` the image is
+    first filled up with zeros there to a multiple of the stride.
     """
 
     def __init__(self, in_chans: int, width: int, patch_size: int, stride: int, pad: bool = False) -> None:
@@ -87,30 +90,32 @@ class TwoStreamBlock(nn.Module):
 
 
 class PlainBackbone(Backbone):
-    """Patches, class tokens, position embedding, blocks, norm; see Args for what varies. Any image of at least one patch works.
+    """Patches, class tokens, position embedding, blocks, norm. Any image of at least one patch works.
 
-    The position embedding belongs to the grid of `img_size` and is resized on the fly for other images.
+    The position embedding belongs to the grid of `img_size` and is resized on the fly for images of other sizes.
 
     Args:
-        blocks: :class:`TwoStreamBlock` or modules called alike, of the same `width`.
+        blocks: :class:`TwoStreamBlock`, or modules called alike, of the same `width`.
         in_chans, num_classes, drop_rate: as in every timm model.
-        global_pool: "token", "avg" (of the patches), "max", "last" or ""; by default "token" where there is one, else "avg".
+        global_pool: "token", "avg" or "max" of the patches, "last", or ""; by default "token" where there is one, else
+            "avg".
         width: C.
         img_size: (H, W), or the side of a square, that the position embedding is made for.
         patch_size, stride: of the patch embedding.
         pad_images: fill images up to a multiple of the stride instead of ignoring what is left over.
-        class_token: "none", "first", "middle" (before patch M // 2), "last", or "double" (first and last; their outputs are averaged).
+        class_token: "none", "first", "middle" (before patch M // 2), "last", or "double": first and last, whose outputs
+            are averaged.
         weights_class_token: where the weights that will be loaded have theirs, if not in the same place.
         pos_embed: learned position embedding, added to all tokens.
-        pos_resize: "aligned" resizes the patches' embedding and leaves the class tokens' alone. "published" is what the authors' code
-            does: it takes the first row for the class token's wherever that is, so with a token in the middle half of the map is off
-            by one patch; for reproducing their fine-tuning.
+        pos_resize: "aligned" resizes the patches' embedding and leaves the class tokens' alone. "published" is what the
+            authors' code does, for reproducing their fine-tuning: it takes the first row for the class token's wherever
+            that is, so with a token in the middle half of the map is off by one patch.
         pos_drop_rate: dropout after the position embedding.
-        rotary: "none", "hidden" or "hidden_and_residual": the streams that are rotated before every block (so rotations add up).
-            Class tokens are not rotated.
+        rotary: "none", "hidden" or "hidden_and_residual": the streams that are rotated before every block, so that
+            rotations add up. Class tokens are not rotated.
         rotary_resize: see :class:`visionssm.layers.rotary.Rotary2d`.
-        paired_blocks: blocks 2 i and 2 i + 1 read the same streams, the second one backwards, and their outputs are summed.
-        feature: what the maps of `forward_intermediates` are. "stream": hidden + residual after a block. "mixer": hidden alone.
+        paired_blocks: blocks 2 i and 2 i + 1 read the same streams, the second one backwards, and both are summed.
+        feature: what `forward_intermediates` gives. "stream": hidden + residual after a block. "mixer": hidden alone.
             "rotated_stream": the stream as the next block reads it, that is after its rotation.
     """
 
@@ -182,15 +187,15 @@ class PlainBackbone(Backbone):
         """Makes the model's own the grid of another image size: resizes the position embedding once and for all."""
         grid = self.stem.grid(*_pair(img_size))
         if self.pos_embed is not None:
-            self.pos_embed = nn.Parameter(self._resized_pos_embed(self.pos_embed.detach(), self.grid, grid))
+            self.pos_embed = nn.Parameter(self._resized_pos_embed(self.pos_embed.detach(), grid))
         self.grid = grid
 
     def _class_positions(self, tokens: int) -> tuple[int, ...]:
         """Indices of the class tokens among all tokens."""
         return class_positions(self.class_token, tokens - CLASS_TOKENS[self.class_token])
 
-    def _resized_pos_embed(self, pos_embed: Tensor, old: Grid, new: Grid) -> Tensor:
-        return resize_pos_embed(pos_embed, old, new, self.class_token, self.pos_resize)
+    def _resized_pos_embed(self, pos_embed: Tensor, grid: Grid) -> Tensor:
+        return resize_pos_embed(pos_embed, self.grid, grid, self.class_token, self.pos_resize)
 
     def embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Tokens (batch, L, C) with class tokens and position embedding, and the grid of patches."""
@@ -202,9 +207,8 @@ class PlainBackbone(Backbone):
             rows = rows.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
             tokens = insert_rows(tokens, rows, class_positions(self.class_token, tokens.shape[1]))
         if self.pos_embed is not None:
-            same = statically_known_true(grid[0] == self.grid[0]) and statically_known_true(grid[1] == self.grid[1])
-            rows = self.pos_embed if same else self._resized_pos_embed(self.pos_embed, self.grid, grid)
-            tokens = tokens + rows
+            same = same_grid(grid, self.grid)
+            tokens = tokens + (self.pos_embed if same else self._resized_pos_embed(self.pos_embed, grid))
         return self.pos_drop(tokens), grid
 
     def _rotation(self, tokens: Tensor, grid: Grid) -> Rotation | None:
@@ -246,7 +250,7 @@ class PlainBackbone(Backbone):
     def run_blocks(
         self, tokens: Tensor, grid: Grid, take: Sequence[int] = (), steps: int | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The stream after the last block, not normalised, and the features of the blocks in `take`; all (batch, L, C)."""
+        """The stream after the last block, not normalised, and the features of the blocks in `take`: (batch, L, C)."""
         hidden, residual = tokens, None
         rotation = self._rotation(tokens, grid)
         features = []
@@ -274,19 +278,19 @@ class PlainBackbone(Backbone):
         """(batch, C) from all tokens."""
         positions = self._class_positions(x.shape[1])
         if self.global_pool == "token":
-            return (
-                torch.stack([x[:, position] for position in positions]).mean(0)
-                if len(positions) > 1
-                else x[:, positions[0]]
-            )
+            return take_rows(x, positions).mean(1)
         if self.global_pool == "last":
             return x[:, -1]
         patches = remove_rows(x, positions)
         return patches.amax(1) if self.global_pool == "max" else patches.mean(1)
 
-    def _to_map(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """(batch, C, rows, columns) without class tokens."""
-        return remove_rows(tokens, self._class_positions(tokens.shape[1])).transpose(1, 2).unflatten(2, grid)
+    def _arrange(self, tokens: Tensor, grid: Grid, output_fmt: str) -> Tensor:
+        """The patches among all tokens in the format asked for."""
+        patches = remove_rows(tokens, self._class_positions(tokens.shape[1]))
+        if output_fmt == "NLC":
+            return patches
+        maps = patches.unflatten(1, grid)
+        return maps if output_fmt == "NHWC" else maps.permute(0, 3, 1, 2)
 
     def forward_intermediates(
         self,
@@ -306,14 +310,14 @@ class PlainBackbone(Backbone):
             return_prefix_tokens: return pairs of (patches, class tokens), the class tokens as (batch, number, C).
             norm: apply the final norm to every feature.
             stop_early: do not run blocks after the last asked for.
-            output_fmt: "NCHW", or "NLC" for patches as (batch, M, C).
+            output_fmt: "NCHW", "NHWC", or "NLC" for patches as (batch, M, C).
             intermediates_only: return the list alone.
 
         Returns:
             The list, or (all tokens after the last block that ran and the norm, list).
         """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt: got {output_fmt!r}, need 'NCHW' or 'NLC'")
+        if output_fmt not in ("NCHW", "NHWC", "NLC"):
+            raise ValueError(f"output_fmt: got {output_fmt!r}, need 'NCHW', 'NHWC' or 'NLC'")
         take, last = feature_take_indices(self._steps(), indices)
         tokens, grid = self.embed(x)
         stream, features = self.run_blocks(tokens, grid, take, last + 1 if stop_early else None)
@@ -323,8 +327,8 @@ class PlainBackbone(Backbone):
         outputs: list[Any] = []
         for feature in features:
             feature = feature.to(tokens.dtype)
-            patches = self._to_map(feature, grid) if output_fmt == "NCHW" else remove_rows(feature, positions)
-            outputs.append((patches, feature[:, list(positions)]) if return_prefix_tokens else patches)
+            patches = self._arrange(feature, grid, output_fmt)
+            outputs.append((patches, take_rows(feature, positions)) if return_prefix_tokens else patches)
         if intermediates_only:
             return outputs
         return self.norm(stream).to(tokens.dtype), outputs
@@ -350,15 +354,13 @@ class PlainBackbone(Backbone):
         }
 
     def prepare_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fits a file's position embedding to this model's grid and class token, and leaves out rotary tables, which are derived."""
+        """Fits a file's position embedding to this model's grid and class token, and leaves derived rotary tables out."""
         if self.rotary is not None:
             state = {name: value for name, value in state.items() if name not in ("rope.freqs_cos", "rope.freqs_sin")}
         held = [name for name in ("cls_token", "cls_token_head", "cls_token_tail") if name in state]
         place = self.weights_class_token if held else "none"
         if held and self.class_token == "none":
-            warnings.warn(
-                f"the class token of the weights ({', '.join(held)}) is left out: the model has none", stacklevel=2
-            )
+            _log.warning(f"the class token of the weights ({', '.join(held)}) is left out: the model has none")
             state = {name: value for name, value in state.items() if name not in held}
         rows = state.get("pos_embed")
         if rows is None or self.pos_embed is None or len(held) != CLASS_TOKENS[place]:
@@ -372,12 +374,14 @@ class PlainBackbone(Backbone):
 
 @torch.no_grad()
 def init_plain(model: PlainBackbone, *, legacy: bool = False) -> None:
-    """Starting values that Vim and LocalVim share; `out_proj` shrinks with the depth, so that the sum of all blocks does not grow.
+    """Starting values that Vim and LocalVim share.
+
+    `out_proj` starts smaller the deeper the model is, so that the sum of all blocks does not grow.
 
     Args:
         model: with mixers that have drawn their own values already.
-        legacy: draw every linear layer anew, truncated normal with zero bias, and leave class tokens at zero, as the first
-            published code did.
+        legacy: draw every linear layer anew, truncated normal with zero bias, and leave class tokens at zero, as the
+            first published code did.
     """
     if legacy:
         init_linear_layers(model)
@@ -430,7 +434,7 @@ def _square(patches: int) -> Grid:
     side = math.isqrt(patches)
     if side * side != patches:
         raise ValueError(
-            f"pos_embed: the weights have {patches} patches, which is neither this model's grid nor a square one; build the model "
-            "with the img_size of the weights, load them, and call set_input_size"
+            f"pos_embed: the weights have {patches} patches, which is neither this model's grid nor a square one; build "
+            "the model with the img_size of the weights, load them, and call set_input_size"
         )
     return side, side

@@ -1,10 +1,11 @@
 """EfficientVMamba: Atrous Selective Scan for Light Weight Visual Mamba.
 
-Paper: arXiv 2403.09977. Code: github.com/TerryPei/EfficientVMamba; its README says Apache-2.0, for the weights (ImageNet-1K) too,
+Paper: arXiv 2403.09977. Code: github.com/TerryPei/EfficientVMamba; its README says Apache-2.0, for the weights
+    (ImageNet-1K) too,
 but no licence file comes with either.
 
-Two stages of state-space blocks, whose four paths share the pixels between them, then two stages of inverted residual blocks.
-Inside, features are (batch, H, W, C).
+Two stages of state-space blocks, whose four paths share the pixels between them, then two stages of inverted residual
+blocks. Inside, features are (batch, H, W, C).
 """
 
 from collections.abc import Sequence
@@ -28,9 +29,9 @@ from ._release import Release, register_releases
 class ES2D(SS2D):
     """SS2D whose four paths walk one quarter of the pixels each: every second row and column, at four offsets.
 
-    The same as `SS2D(width, paths.atrous)`, but every pixel is projected to dt, B and C for the one path that visits it, not for
-    all four: its quarters are laid side by side. Odd sides are padded with zeros at the bottom and the right; the state decays
-    over the padding.
+    The same as `SS2D(width, paths.atrous)`, but every pixel is projected to dt, B and C for the one path that visits
+    it, not for all four: its quarters are laid side by side. Odd sides are padded with zeros at the bottom and the
+    right; the state decays over the padding.
 
     Shapes: (batch, H, W, C) to (batch, H, W, C).
 
@@ -42,7 +43,9 @@ class ES2D(SS2D):
     def scan_map(self, x: Tensor) -> Tensor:
         H, W = x.shape[1:3]
         x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
-        quarters = x.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 1, 3, 4, 2, 5)  # (batch, h, w, column, row, E)
+        quarters = (
+            x.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
+        )  # (batch, h, w, column, row, E)
         h, w = quarters.shape[1:3]
         y = self.scan(quarters.flatten(3, 4).flatten(1, 2), self.paths(h, w, device=x.device), merge=False)
         y = y.view(quarters.shape).permute(0, 1, 4, 2, 3, 5).reshape(x.shape)
@@ -77,7 +80,9 @@ class ChannelGate(nn.Module):
 
 
 class Block(nn.Module):
-    """EVSS block: x + gate(mixer(norm(x))) + gate(convolutions(norm(x))), both with the same gate; x + mixer(norm(x)) without fusion."""
+    """EVSS block: x + gate(mixer(norm(x))) + gate(convolutions(norm(x))), one gate for both; without fusion
+    x + mixer(norm(x)).
+    """
 
     def __init__(self, width: int, mixer: nn.Module, fusion: bool, drop_path: float) -> None:
         super().__init__()
@@ -139,7 +144,10 @@ def _key_table(pattern: str, depths: Sequence[int]) -> KeyTable:
         for j in range(depth):
             theirs, ours = f"layers.{i}.{j + 1}", f"stages.{i}.blocks.{j}"
             for conv, name in (("conv_pw", "expand"), ("conv_dw", "depthwise"), ("conv_pw2", "project")):
-                keys += [Key(f"{theirs}.{conv}.0.*", f"{ours}.{name}.conv.*"), Key(f"{theirs}.{conv}.1.*", f"{ours}.{name}.bn.*")]
+                keys += [
+                    Key(f"{theirs}.{conv}.0.*", f"{ours}.{name}.conv.*"),
+                    Key(f"{theirs}.{conv}.1.*", f"{ours}.{name}.bn.*"),
+                ]
             keys += [
                 Key(f"{theirs}.se.conv_reduce.*", f"{ours}.se.fc1.*"),
                 Key(f"{theirs}.se.conv_expand.*", f"{ours}.se.fc2.*"),
@@ -163,8 +171,8 @@ def _key_table(pattern: str, depths: Sequence[int]) -> KeyTable:
 class EfficientVMamba(HierarchicalBackbone):
     """EfficientVMamba. Any input size from 32x32 on works, square or not.
 
-    The stem rounds sizes down and every patch merging up, so an H x W image gives floor(H / 4) x floor(W / 4) features in the first
-    stage, and 236x300 gives 59x75, 30x38, 15x19, 8x10.
+    The stem rounds sizes down and every patch merging up, so an H x W image gives floor(H / 4) x floor(W / 4) features
+    in the first stage, and 236x300 gives 59x75, 30x38, 15x19, 8x10.
 
     Args:
         in_chans, num_classes, global_pool, drop_rate: as in every timm model.
@@ -173,8 +181,8 @@ class EfficientVMamba(HierarchicalBackbone):
         pattern: a letter per stage: "S" for state-space blocks, "C" for inverted residual (convolutional) ones.
         expansion: E / C.
         state: N.
-        scan_mode: "atrous", or "cross" for VMamba's four paths over all pixels; or a function `(H, W, device=...) -> (4, T) int32`
-            of your own, for the whole map.
+        scan_mode: "atrous", or "cross" for VMamba's four paths over all pixels; or a function `(H, W, device=...) ->
+            (4, T) int32` of your own, for the whole map.
         fusion: the convolution branch beside the scan, and the gate that both share.
         drop_path_rate: of the last block; grows linearly from 0.
         out_norms: a LayerNorm on each stage's feature, as in the published dense-prediction form.
@@ -199,7 +207,9 @@ class EfficientVMamba(HierarchicalBackbone):
     ) -> None:
         super().__init__()
         if len(pattern) != len(depths) or set(pattern) - {"S", "C"}:
-            raise ValueError(f"pattern: got {pattern!r}, need {len(depths)} letters, S or C, one for each of depths={tuple(depths)}")
+            raise ValueError(
+                f"pattern: got {pattern!r}, need {len(depths)} letters, S or C, one for each of depths={tuple(depths)}"
+            )
         self.key_table = _key_table(pattern, depths)
         widths = [width * 2**i for i in range(len(depths))]
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
@@ -254,7 +264,12 @@ default_cfgs = register_releases(
         "efficient_vmamba_small.in1k": _release("Small", 11_273_688, 1.3, 78.7),
         "efficient_vmamba_base.in1k": _release("Base", 33_717_136, 4.0, 81.8),
         "efficient_vmamba_nano": Release(
-            params=195_386, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0, first_conv="stem.conv1"
+            params=195_386,
+            num_classes=10,
+            input_size=(3, 32, 32),
+            pool_size=(1, 1),
+            crop_pct=1.0,
+            first_conv="stem.conv1",
         ),
     }
 )

@@ -2,8 +2,9 @@
 
 Paper: arXiv 2407.13772. Code: github.com/Amshaker/GroupMamba, MIT; no statement for the weights (ImageNet-1K).
 
-Four groups of channels walk the map in four directions, one each. The released code differs from the paper in the stem, the
-layer and the order of the directions; the weights need the code's, which is the default. Inside, features are (batch, H, W, C).
+Four groups of channels walk the map in four directions, one each. The released code differs from the paper in the stem,
+the layer and the order of the directions; the weights need the code's, which is the default. Inside, features are
+(batch, H, W, C).
 """
 
 import math
@@ -177,10 +178,13 @@ class Block(nn.Module):
 class PaperBlock(nn.Module):
     """The layer as the paper prints it: in every group scan and MLP with residuals, channel affinity, and one MLP over all.
 
-    Z' = Z + scan(norm(Z)) and Z'' = Z' + MLP(norm(Z')) for the groups Z of x; then x + MLP(norm(concat(Z'') * affinity(x))).
+    Z' = Z + scan(norm(Z)) and Z'' = Z' + MLP(norm(Z')) for the groups Z of x; then x + MLP(norm(concat(Z'') *
+    affinity(x))).
     """
 
-    def __init__(self, width: int, mlp_ratio: float, drop_path: float, modulation: bool, groups: int, **scan_options: Any) -> None:
+    def __init__(
+        self, width: int, mlp_ratio: float, drop_path: float, modulation: bool, groups: int, **scan_options: Any
+    ) -> None:
         super().__init__()
         d, hidden = width // groups, int(width // groups * mlp_ratio)
         self.groups = groups
@@ -203,7 +207,10 @@ class PaperBlock(nn.Module):
 
 
 class PooledBlock(nn.Module):
-    """What the classifier does to the mean token: g + norm(mixer(g)), then g + MLP(norm(g)). A map of one pixel, (batch, 1, 1, C)."""
+    """What the classifier does to the mean token: g + norm(mixer(g)), then g + MLP(norm(g)).
+
+    Shapes: a map of one pixel, (batch, 1, 1, C), to the same.
+    """
 
     def __init__(self, width: int, mlp_ratio: float, **layer_options: Any) -> None:
         super().__init__()
@@ -291,12 +298,12 @@ def _key_table() -> KeyTable:
 class GroupMamba(HierarchicalBackbone):
     """GroupMamba. Any input size from 32x32 on works, square or not: every convolution of stride 2 rounds sizes up.
 
-    Two classifiers read the same feature: `head` learns the labels, `dist_head` a teacher's predictions. In training the model returns
-    both logits, (head, dist_head), in evaluation their mean. `set_distilled_training(False)`, or `distillation=False` to build the
-    model without the second classifier, gives one output always.
+    Two classifiers read the same feature: `head` learns the labels, `dist_head` a teacher's predictions. In training
+    the model returns both logits, (head, dist_head), in evaluation their mean. `set_distilled_training(False)`, or
+    `distillation=False` to build the model without the second classifier, gives one output always.
 
-    The feature of stage 4 is not normalised: the last norm was trained on the pooled token, which goes through a block of its own
-    first. See `last_norm` for dense prediction.
+    The feature of stage 4 is not normalised: the last norm was trained on the pooled token, which goes through a block
+    of its own first. See `last_norm` for dense prediction.
 
     Args:
         in_chans, num_classes, global_pool, drop_rate: as in every timm model.
@@ -305,18 +312,20 @@ class GroupMamba(HierarchicalBackbone):
         depths: blocks per stage.
         mlp_ratios: hidden width of the MLP over C, per stage.
         groups: of channels; group k walks direction k modulo 4 of :func:`visionssm.ops.paths.cross`.
-        directions: paths per group, whose outputs are summed; 4 is the paper's baseline, "every channel in all directions".
+        directions: paths per group, whose outputs are summed; 4 is the paper's baseline, "every channel in all
+            directions".
         path_builder: a function `(H, W, device=...) -> (groups * directions, T) int32` in place of these directions.
         state: N.
         modulation: the channel affinity ("CAM").
         layer: "released", or the layer as the "paper" prints it.
         distillation: the second classifier.
-        last_norm: what `features_only=True` and `forward_intermediates` do to the feature of stage 4: "none"; "final", the
-            classifier's last norm on every pixel; or "fresh", a LayerNorm of its own.
+        last_norm: what `features_only=True` and `forward_intermediates` do to the feature of stage 4: "none"; "final",
+            the classifier's last norm on every pixel; or "fresh", a LayerNorm of its own.
         drop_path_rate: of the last block; grows linearly from 0.
     """
 
     key_table = _key_table()
+    pooled_block: nn.Module
 
     def __init__(
         self,
@@ -344,7 +353,8 @@ class GroupMamba(HierarchicalBackbone):
         self.last_norm = choose("last_norm", last_norm, LAST_NORMS)
         if (groups, directions, layer) != (4, 1, "released"):
             self.key_table = KeyTable([])  # no weights were published, so there are no other names than ours
-        options = {"groups": groups, "directions": directions, "path_builder": path_builder, "state": state}
+        options: dict[str, Any] = {"groups": groups, "directions": directions, "path_builder": path_builder, "state":
+            state}
         block_class = Block if layer == "released" else PaperBlock
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stem = ConvStem(in_chans, stem_width, widths[0])
@@ -354,7 +364,9 @@ class GroupMamba(HierarchicalBackbone):
                 block_class(width, ratio, next(rates), modulation=modulation, **options) for _ in range(depth)
             ]
             if i + 1 < len(depths):
-                self.stages.append(GroupStage(blocks, nn.LayerNorm(width, eps=1e-6), ConvDownsample(width, widths[i + 1])))
+                self.stages.append(
+                    GroupStage(blocks, nn.LayerNorm(width, eps=1e-6), ConvDownsample(width, widths[i + 1]))
+                )
             else:
                 self.stages.append(GroupStage(blocks, nn.Identity(), nn.Identity()))
         self.pooled_block = PooledBlock(widths[-1], mlp_ratios[-1], modulation=modulation, **options)
@@ -372,7 +384,7 @@ class GroupMamba(HierarchicalBackbone):
         _init_convolutions(self)
 
     def stage_feature(self, x: Tensor, index: int) -> Tensor:
-        return self.stages[index].norm(x)
+        return cast(GroupStage, self.stages[index]).norm(x)
 
     def final_norm(self, x: Tensor) -> Tensor:
         return x
@@ -389,11 +401,13 @@ class GroupMamba(HierarchicalBackbone):
     def pool(self, x: Tensor) -> Tensor:
         return self.norm(self.pooled_block(x.mean((2, 3))[:, None, None]))[:, 0, 0]
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:  # type:
+    ignore[override]
         """Pools and classifies what forward_features returns; with `pre_logits` only pools.
 
         Returns:
-            (batch, classes): the mean of both classifiers; or both, while `distilled_training` is on and the model trains.
+            (batch, classes): the mean of both classifiers; or both, while `distilled_training` is on and the model
+            trains.
         """
         x = super().forward_head(x, pre_logits=True)
         if pre_logits or self.num_classes == 0:
@@ -407,11 +421,13 @@ class GroupMamba(HierarchicalBackbone):
     def set_distilled_training(self, enable: bool = True) -> None:
         """Whether training returns the logits of both classifiers, for distillation, or their mean."""
         if enable and self.dist_head is None:
-            raise ValueError("set_distilled_training: the model was built with distillation=False, it has one classifier")
+            raise ValueError(
+                "set_distilled_training: the model was built with distillation=False, it has one classifier"
+            )
         self.distilled_training = enable
 
     @torch.jit.ignore
-    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:  # type: ignore[override]
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """The classification layer, or both."""
         return self.head if self.dist_head is None else (self.head, self.dist_head)
 
@@ -475,7 +491,12 @@ default_cfgs = register_releases(
         "groupmamba_small.in1k": _release("small", 34_781_555, 7.0, 83.9, "1vTN9ynDcsDuOVrcT9GcQ5nBSk-hXySlh"),
         "groupmamba_base.in1k": _release("base", 57_150_838, 14.0, 84.5, "1A_srBeDYpsinU5W3PAEADu1saoz413EU"),
         "groupmamba_nano": Release(
-            params=238_873, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0, first_conv="stem.conv1"
+            params=238_873,
+            num_classes=10,
+            input_size=(3, 32, 32),
+            pool_size=(1, 1),
+            crop_pct=1.0,
+            first_conv="stem.conv1",
         ),
     }
 )

@@ -1,10 +1,12 @@
 """MambaVision: a hybrid Mamba-Transformer vision backbone.
 
-Paper: arXiv 2407.08083. Code: github.com/NVlabs/MambaVision, NVIDIA Source Code License-NC; nothing here is derived from it. Weights
-(ImageNet-1K, some from ImageNet-21K): CC-BY-NC-SA-4.0 by the repository, NVIDIA's nvclv1 by the hub's pages; not for commercial use.
+Paper: arXiv 2407.08083. Code: github.com/NVlabs/MambaVision, NVIDIA Source Code License-NC; nothing here is derived
+from it. Weights (ImageNet-1K, some from ImageNet-21K): CC-BY-NC-SA-4.0 by the repository, NVIDIA's nvclv1 by the hub's
+pages; not for commercial use.
 
-Two levels of convolutions, then two levels of windows of tokens, where the first half of the blocks mixes tokens by a selective scan
-and the second half by attention. Between levels, features are (batch, C, H, W) maps; inside the last two, (windows, L, C) tokens.
+Two levels of convolutions, then two levels of windows of tokens, where the first half of the blocks mixes tokens by a
+selective scan and the second half by attention. Between levels, features are (batch, C, H, W) maps; inside the last
+two, (windows, L, C) tokens.
 """
 
 from collections.abc import Sequence
@@ -60,7 +62,7 @@ class ConvBlock(nn.Module):
 
 
 class MambaVisionMixer(nn.Module):
-    """The paper's mixer: half of the channels through a convolution and a selective scan, the other half through a convolution only.
+    """The paper's mixer: half of the channels go through a convolution and a selective scan, half through a convolution.
 
     One scan runs along the sequence. As published, the dt bias is added twice: in the projection and in the scan.
 
@@ -210,10 +212,11 @@ def from_windows(tokens: Tensor, window: tuple[int, int], size: tuple[int, int])
 class MambaVision(HierarchicalBackbone):
     """MambaVision in all its published forms. Any input size works, square or not; every stage rounds sizes up.
 
-    Levels 2 and 3 work in windows that do not see each other, at a sixteenth and a thirty-second of the image size. As published, a map
-    that is no multiple of the window is padded with zeros, and the padding takes part like any other token, so other windows give
-    other outputs from the same weights. `window_size="map"` is the fast form for dense prediction and other sizes: one window, as
-    large as the map. It is equal to the published one exactly where that has one window without padding.
+    Levels 2 and 3 work in windows that do not see each other, at a sixteenth and a thirty-second of the image size. As
+    published, a map that is no multiple of the window is padded with zeros, and the padding takes part like any other
+    token, so other windows give other outputs from the same weights. `window_size="map"` is the cheap form for dense
+    prediction and other sizes: one window, as large as the map. It equals the published form only where that has one
+    window without padding; detectors and segmenters trained with large padded windows want those.
 
     Args:
         in_chans, num_classes, global_pool, drop_rate: as in every timm model.

@@ -1,10 +1,10 @@
 """Vim: Vision Mamba, a plain backbone of bidirectional Mamba blocks.
 
-Paper: arXiv 2401.09417. Code: github.com/hustvl/Vim, Apache 2.0. The weights' pages say Apache 2.0 in one place and "non-commercial"
-in another. Weights: ImageNet-1K.
+Paper: arXiv 2401.09417. Code: github.com/hustvl/Vim, Apache 2.0. Weights: ImageNet-1K; their pages say Apache 2.0 in
+one place and "non-commercial" in another.
 
-A 16x16 convolution of stride 16 (8 in the "plus" models) makes tokens, a class token goes in the middle of them, and 24 blocks of
-one width follow. Inside a block tokens are (batch, L, C); the inner width E is 2 C.
+A 16x16 convolution of stride 16 (8 in the "plus" models) makes tokens, a class token goes in the middle of them, and 24
+blocks of one width follow. Inside a block tokens are (batch, L, C); the inner width E is 2 C.
 """
 
 import math
@@ -30,8 +30,8 @@ INITS = ("released", "legacy")
 class CausalConv(nn.Module):
     """Depthwise convolution over the steps up to the present one, for each direction of a sequence with its own taps.
 
-    Direction 0 walks forwards and sees the steps l - taps + 1 .. l, direction 1 walks backwards and sees l .. l + taps - 1. The
-    weights are in the order of the walk: the last tap belongs to the present step.
+    Direction 0 walks forwards and sees the steps l - taps + 1 .. l, direction 1 walks backwards and sees
+    l .. l + taps - 1. The weights are in the order of the walk: the last tap belongs to the present step.
 
     Shapes: x (batch, L, E) to (batch, L, directions, E).
 
@@ -92,7 +92,7 @@ class SharedScan(SelectiveScan):
 
 
 class VimMixer(nn.Module):
-    """in_proj to (x, z); for each direction convolution, SiLU and selective scan of x; their sum, gated by SiLU(z); out_proj.
+    """in_proj to x and z; convolution, SiLU and scan of x in each direction; their sum times SiLU(z); out_proj.
 
     Args:
         width: C.
@@ -100,8 +100,8 @@ class VimMixer(nn.Module):
         state: N.
         dt_rank: R; ceil(C / 16) by default.
         taps: of the causal convolution.
-        directions: "bidirectional", each direction with its own convolution and scan parameters; "bidirectional_shared", the directions
-            differ in A only; or "forward".
+        directions: "bidirectional", each direction with its own convolution and scan parameters; "forward"; or
+            "bidirectional_shared", where the directions differ in A only.
         halve: the mean of the two directions of "bidirectional" instead of their sum.
         layer_scale: start of a learned factor for each output channel; None for none.
         dt_init: see :class:`visionssm.layers.SelectiveScan`.
@@ -164,9 +164,10 @@ class Vim(PlainBackbone):
         depth: number of blocks.
         expansion, state, dt_rank, taps, directions, halve, layer_scale: see :class:`VimMixer`.
         drop_path_rate: of the last block; grows linearly from 0.
-        init: "released", or "legacy" for the start of the first published model: every linear layer truncated normal, dt bias 0.
-        plain: `img_size`, `patch_size`, `stride`, `class_token`, `rotary`, `pos_resize`, `paired_blocks`, `feature`: see
-            :class:`PlainBackbone`.
+        init: "released", or "legacy", how the first published model started: every linear layer truncated normal, dt
+            bias 0, class token 0.
+        plain: `img_size`, `patch_size`, `stride`, `rotary`, `pos_resize`, `paired_blocks`, `feature` and the other
+            options of :class:`PlainBackbone`.
     """
 
     def __init__(
@@ -280,7 +281,10 @@ default_cfgs = register_releases(
 
 
 def _vim(variant: str, pretrained: bool, options: dict[str, Any], **config: Any) -> Vim:
-    config = {**config, "weights_class_token": config.get("class_token", "middle"), **options}
+    if options.get("class_token") == "none":
+        # The published weights have one all the same, and its position embedding has to be found.
+        options = {"weights_class_token": config.get("class_token", "middle"), **options}
+    config = {**config, **options}
     indices = evenly_spaced(config.get("depth", 24) // (1 + config.get("paired_blocks", False)))
     return cast(Vim, build_model(Vim, variant, pretrained, feature_indices=indices, **config))
 

@@ -84,11 +84,6 @@ def recurrence(a_first, b_first, a_then, b_then):
 
 
 @triton.jit
-def _or(first, then):
-    return first | then
-
-
-@triton.jit
 def _then(first, then):
     return then
 
@@ -97,7 +92,7 @@ def _then(first, then):
 def pick_row(tile, rows, row: tl.constexpr):
     """One row of a tile whose rows all live in each lane: costs nothing, since an OR with zero bits folds away."""
     bits = tl.where((rows == row)[:, None], tile.to(tl.int32, bitcast=True), 0)
-    return tl.reduce(bits, 0, _or).to(tl.float32, bitcast=True)
+    return tl.reduce_or(bits, 0).to(tl.float32, bitcast=True)
 
 
 @triton.jit

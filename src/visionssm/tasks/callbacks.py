@@ -56,7 +56,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunFiles(Checkpoint):
-    """Keeps `last.ckpt`, `best.ckpt` (by validation accuracy, the earliest of equals) and `metrics.csv` in the run's folder.
+    """Keeps `last.ckpt`, `best.ckpt` (see `best_row`) and `metrics.csv` in the run's folder.
 
     `last.ckpt` is written after every epoch, and in between every so many minutes or batches, and on Ctrl-C.
     """
@@ -78,7 +78,7 @@ class RunFiles(Checkpoint):
         due = time.monotonic() - self.saved_at > 60 * self.minutes
         due |= self.batches is not None and (batch_idx + 1) % self.batches == 0
         if due or self.ctrl_c.pressed:
-            self._save(trainer, LAST)
+            self._save(trainer, pl_module, LAST)
         self._leave_if_interrupted()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,16 +89,18 @@ class RunFiles(Checkpoint):
         rows = [",".join(_csv_text(row[column]) for column in columns) for row in history]
         if trainer.is_global_zero:
             write_lines(self.folder / METRICS, [",".join(columns), *rows])
-        if all(history[-1]["val_top1"] > row["val_top1"] for row in history[:-1]):
-            self._save(trainer, BEST)
-        self._save(trainer, LAST)
+        if best_row(history) is history[-1]:
+            self._save(trainer, pl_module, BEST)
+        self._save(trainer, pl_module, LAST)
         self._leave_if_interrupted()
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Leave at once: the steps since the last checkpoint are repeated when the run is continued."""
         self._leave_if_interrupted()
 
-    def _save(self, trainer: Trainer, name: str) -> None:
+    def _save(self, trainer: Trainer, task: ClassificationTask, name: str) -> None:
+        if not task.is_healthy():
+            return  # the last good checkpoint stays
         trainer.save_checkpoint(self.folder / name, weights_only=False)
         self.saved_at = time.monotonic()
 
@@ -204,6 +206,16 @@ class ProgressBar(Callback):
         """Stop drawing."""
         if self.bar is not None:
             self.bar.close()
+
+
+def best_row(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The epoch with the highest validation accuracy; of equals, that with the lowest validation loss.
+
+    Example:
+        >>> best_row([{"val_top1": 0.9, "val_loss": 0.5}, {"val_top1": 0.9, "val_loss": 0.4}])
+        {'val_top1': 0.9, 'val_loss': 0.4}
+    """
+    return max(history, key=lambda row: (row["val_top1"], -row["val_loss"] if row["val_loss"] is not None else 0.0))
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:

@@ -82,7 +82,7 @@ class ClassificationTask(LightningModule):
             num_epochs=config.epochs,
             min_lr=config.min_lr,
             warmup_lr=config.min_lr,
-            warmup_epochs=config.warmup_epochs,
+            warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]  # a fraction is fine: steps are counted
             step_on_epochs=False,
             updates_per_epoch=math.ceil(self.batches_per_epoch / config.accumulate),
         )
@@ -122,7 +122,7 @@ class ClassificationTask(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, or drop them if they aren't finite: parameters without gradients stay as they are."""
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = nn.utils.get_total_norm(parameter.grad for parameter in parameters if parameter.grad is not None)
         if torch.isfinite(norm):
             if self.config.clip_grad is not None:
                 nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
@@ -147,6 +147,10 @@ class ClassificationTask(LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step)
+
+    def is_healthy(self) -> bool:
+        """Whether the weights are finite and the last step was good."""
+        return not self.skipped_in_a_row and all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
 
     def on_validation_epoch_start(self) -> None:
         """Forget earlier sums."""
@@ -175,7 +179,7 @@ class ClassificationTask(LightningModule):
         row = {
             "epoch": epoch,
             "step": self.global_step,
-            "lr": max(group["lr"] for group in self.optimizers().param_groups),
+            "lr": max(group["lr"] for group in self.trainer.optimizers[0].param_groups),
             "train_loss": sums["loss"] / sums["images"] if sums["images"] else None,
             "grad_norm": sums["grad_norm"] / sums["steps"] if sums["steps"] else None,
             "skipped_steps": sums["skipped"],

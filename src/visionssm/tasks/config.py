@@ -12,9 +12,7 @@ PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mix
 
 
 def _setting(default: Any, help: str) -> Any:
-    """A field with the sentence that `--help` shows. A list or dictionary is copied for every configuration."""
-    if isinstance(default, dict):
-        return field(default_factory=default.copy, metadata={"help": help})
+    """A field with the sentence that `--help` shows."""
     return field(default=default, metadata={"help": help})
 
 
@@ -32,7 +30,9 @@ class TrainConfig:
     """
 
     model: str = _setting("vmamba_nano", "a model of `visionssm list`, or any timm model")
-    model_kwargs: dict[str, Any] = _setting({}, "further arguments of the model, such as {drop_path_rate: 0.1}")
+    model_kwargs: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "further arguments of the model, such as {drop_path_rate: 0.1}"}
+    )
     pretrained: bool = _setting(False, "start from the published weights")
     checkpoint: str | None = _setting(None, "start from the weights in this file")
 
@@ -126,7 +126,7 @@ def with_defaults(config: TrainConfig) -> TrainConfig:
     digits = config.data == "digits"
     fine_tuning = config.pretrained or config.checkpoint is not None
     epochs = config.epochs if config.epochs is not None else 30
-    chosen = {
+    chosen: dict[str, Any] = {
         "epochs": epochs,
         "lr": 2e-4 if fine_tuning else 2e-3 if digits else 1e-3,
         "warmup_epochs": epochs / 10,

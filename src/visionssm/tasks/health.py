@@ -32,7 +32,7 @@ def first_nonfinite_module(model: nn.Module, images: torch.Tensor | None) -> str
 
         return hook
 
-    handles = [module.register_forward_hook(check(name)) for name, module in model.named_modules()]  # type: ignore[arg-type]
+    handles = [module.register_forward_hook(check(name)) for name, module in model.named_modules()]
     try:
         if images is not None:
             model(images)

@@ -12,6 +12,7 @@ from visionssm.tasks.checkpoint import CARD, LAST, read_checkpoint, write_atomic
 from visionssm.tasks.config import TrainConfig, changed_settings
 
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "environment.json", "results.json"
+LEARNING_CURVE, CONFUSION = "learning_curve.png", "confusion_matrix.png"
 
 
 @dataclass(frozen=True)

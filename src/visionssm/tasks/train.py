@@ -25,13 +25,15 @@ from visionssm.tasks.callbacks import (
     RunFiles,
     TrainingInterrupted,
     UnreadableImages,
+    best_row,
 )
 from visionssm.tasks.checkpoint import LAST, ModelCard, load_classifier, pick_device
 from visionssm.tasks.classification import ClassificationTask
 from visionssm.tasks.config import PRECISIONS, TrainConfig, with_defaults
 from visionssm.tasks.evaluation import Evaluation, evaluate
+from visionssm.tasks.figures import save_confusion_matrix, save_learning_curve
 from visionssm.tasks.initial import build_initial_model
-from visionssm.tasks.run import RESULTS, Run, open_run, write_text
+from visionssm.tasks.run import CONFUSION, LEARNING_CURVE, RESULTS, Run, open_run, write_text
 
 
 @dataclass(frozen=True)
@@ -195,11 +197,11 @@ def fit(task: ClassificationTask, data: ClassificationData, config: TrainConfig,
 def finish(
     folder: Path, splits: Splits, config: TrainConfig, history: list[dict[str, Any]], device: str
 ) -> TrainResult:
-    """Evaluate the best weights, and write `results.json`."""
+    """Evaluate the best weights, and write `results.json` and the figures."""
     classifier = load_classifier(folder, device)
     evaluation = evaluate(classifier, splits.final, config.batch_size, worker_count(config))
     part = "test" if splits.test is not None else "val"
-    best = max(history, key=lambda row: row["val_top1"])
+    best = best_row(history)
     results = {
         "model": config.model,
         "best_epoch": best["epoch"],
@@ -207,6 +209,8 @@ def finish(
         part: evaluation.to_dict(),
     }
     write_text(folder / RESULTS, json.dumps(results, indent=1))
+    save_learning_curve(history, folder / LEARNING_CURVE)
+    save_confusion_matrix(evaluation, folder / CONFUSION)
     return TrainResult(folder, history, evaluation, part)
 
 

@@ -1,0 +1,20 @@
+"""Every Python block of the documentation and the README runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.stem)
+def test_code_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
+    """The blocks of a page share one namespace. `# needs network` in a block's first line leaves it out."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in BLOCK.findall(page.read_text()):
+        if not block.startswith("# needs network"):
+            exec(compile(block, str(page), "exec"), namespace)
