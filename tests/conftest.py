@@ -1,7 +1,12 @@
 """What every test shares."""
 
-import pytest
-import torch
+import os
+
+# The Triton kernels run in Triton's interpreter. It replaces the language when Triton is imported, so before torch is.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from visionssm.cli import demo
 from visionssm.cli.main import main
 
 
@@ -14,19 +13,18 @@ def _check(out: Path, output: str) -> None:
     assert len(list((out / "images").iterdir())) == 60
     with Image.open(out / "predictions.png") as page:
         assert page.width > 1000
-    for path in ("predictions.png", "predictions.csv", "images", "run/metrics.csv", "run/best.ckpt"):
+    for path in ("predictions.png", "predictions.csv", "images", "run/confusion_matrix.png", "run/best.ckpt"):
         assert (out / path).exists()
         assert str(out / path) in output
 
 
 def test_the_demo_trains_evaluates_predicts_and_says_where_everything_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, "epochs": 1})
-    assert main(["demo", "--out", str(tmp_path)]) == 0
+    assert main(["demo", "--epochs", "1", "--out", str(tmp_path)]) == 0
     _check(tmp_path, capsys.readouterr().out)
     # A second time, the finished run is found, and the files are written again.
-    assert main(["demo", "--out", str(tmp_path)]) == 0
+    assert main(["demo", "--epochs", "1", "--out", str(tmp_path)]) == 0
     _check(tmp_path, capsys.readouterr().out)
 
 

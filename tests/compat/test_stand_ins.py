@@ -1,12 +1,17 @@
 """`compat.install()`: code that imports mamba_ssm, causal_conv1d or VMamba's extension runs without them."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
-import textwrap
+import types
+from importlib.util import find_spec
 
 import pytest
+
+from visionssm import compat
+from visionssm.compat.stand_ins import _MODULES
 
 CONSUMER = """
 # A small vision model as published code writes them: a two-way Mamba block, a four-way scan, fused norms.
@@ -81,150 +86,115 @@ assert losses[-1] < 0.8 * losses[0], losses
 """
 
 
-def run(program, *, path=None, cwd=None):
-    """Runs a program in a process of its own; returns what it printed as JSON."""
-    environment = dict(os.environ)
-    if path is not None:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(path), environment.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environment, cwd=cwd
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout) if done.stdout else None
+INSTALL_AND_UNINSTALL = """
+import json, sys
+from importlib.util import find_spec
+from visionssm import compat
+
+assert not any(name.startswith(("mamba_ssm", "causal_conv1d", "selective_scan_cuda")) for name in sys.modules)
+before = list(sys.meta_path)
+names = compat.install()
+assert compat.install() == names and len(sys.meta_path) == len(before) + 1
+import consumer
+
+assert compat.uninstall() == names and compat.uninstall() == ()
+assert sys.meta_path == before
+assert not any(name.partition(".")[0] in names for name in sys.modules)
+assert all(find_spec(name) is None for name in names)
+print(json.dumps(names))
+"""
+NAMES = ("mamba_ssm", "causal_conv1d", "selective_scan_cuda_oflex", "selective_scan_cuda_core")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def packages_are_absent():
-    from importlib.util import find_spec
-
-    if any(find_spec(name) for name in ("mamba_ssm", "causal_conv1d", "selective_scan_cuda_oflex")):
+@pytest.fixture(autouse=True)
+def clean():
+    """These packages are absent before each test, and again after it."""
+    if any(find_spec(name) for name in NAMES):
         pytest.skip("the real packages are installed here")
+    yield
+    compat.uninstall()
+    for name in [name for name in sys.modules if name.partition(".")[0] in NAMES]:
+        del sys.modules[name]
 
 
 @pytest.fixture
 def fake_package(tmp_path):
-    """A causal_conv1d that is installed, as far as Python can tell."""
+    """A folder that holds a causal_conv1d, as far as Python can tell."""
     package = tmp_path / "site" / "causal_conv1d"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("from .causal_conv1d_interface import causal_conv1d_fn\nreal = True\n")
     (package / "causal_conv1d_interface.py").write_text("def causal_conv1d_fn():\n    return 'the real one'\n")
-    return package.parent
+    return str(package.parent)
 
 
-def test_code_for_those_packages_runs_and_trains(tmp_path):
+def load(name):
+    return importlib.import_module(name)
+
+
+def test_code_for_those_packages_runs_and_trains_in_a_fresh_process(tmp_path):
     (tmp_path / "consumer.py").write_text(CONSUMER)
-    run("from visionssm import compat; compat.install(); import consumer", path=tmp_path)
-
-
-def test_install_and_uninstall():
-    found = run("""
-        import json, sys
-        from importlib.util import find_spec
-        from visionssm import compat
-        before = list(sys.meta_path)
-        first, second = compat.install(), compat.install()
-        import mamba_ssm, causal_conv1d
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-        named = [mamba_ssm.ops.selective_scan_interface.__spec__.name, repr(mamba_ssm), mamba_ssm.selective_scan_fn is selective_scan_fn]
-        ours = selective_scan_fn is compat.selective_scan_fn
-        try:
-            from mamba_ssm import Mamba2
-        except ImportError as error:
-            missing = str(error)
-        try:
-            import mamba_ssm.distributed
-        except ModuleNotFoundError as error:
-            absent = error.name
-        hooks = len(sys.meta_path) - len(before)
-        removed = compat.uninstall()
-        gone = [find_spec(name) is None for name in removed]
-        left = [name for name in sys.modules if name.partition(".")[0] in removed]
-        print(json.dumps([first, second, named, ours, missing, absent, hooks, removed, gone, left, sys.meta_path == before, compat.uninstall()]))
-    """)
-    first, second, named, ours, missing, absent, hooks, removed, gone, left, restored, nothing = found
-    assert first == second == removed
-    assert set(first) == {"mamba_ssm", "causal_conv1d", "selective_scan_cuda_oflex", "selective_scan_cuda_core"}
-    assert named == ["mamba_ssm.ops.selective_scan_interface", "<module 'mamba_ssm' (visionssm.compat)>", True]
-    assert ours and "Mamba2" in missing and absent == "mamba_ssm.distributed"
-    assert hooks == 1 and all(gone) and left == [] and restored and nothing == []
-
-
-def test_every_stand_in_imports_and_holds_only_functions_of_ours():
-    """Stars and every module by name; what a module holds comes from visionssm.compat."""
-    assert run("""
-        import importlib, json
-        from visionssm import compat
-        from visionssm.compat.stand_ins import _MODULES
-        compat.install()
-        for name in _MODULES:
-            module = importlib.import_module(name)
-            assert module.__spec__.name == module.__name__ == name and module.__doc__
-            assert importlib.reload(module) is module
-            for public in (v for v in vars(module) if not v.startswith("_")):
-                value = getattr(module, public)
-                assert value.__module__ in _MODULES or value.__module__.startswith("visionssm.compat") if hasattr(value, "__module__") else value.__name__ in _MODULES, (name, public)
-        print(json.dumps(len(_MODULES)))
-    """) > 8  # fmt: skip
-
-
-def test_an_installed_package_is_left_alone(fake_package):
-    found = run(
-        """
-        import json
-        from visionssm import compat
-        names = compat.install()
-        import causal_conv1d, mamba_ssm
-        from causal_conv1d import causal_conv1d_fn
-        print(json.dumps([names, causal_conv1d.real, causal_conv1d_fn()]))
-    """,
-        path=fake_package,
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-c", INSTALL_AND_UNINSTALL],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
     )
-    names, real, said = found
-    assert "causal_conv1d" not in names and "mamba_ssm" in names
-    assert real and said == "the real one"
+    assert done.returncode == 0, done.stderr
+    assert tuple(json.loads(done.stdout)) == NAMES
 
 
-def test_an_imported_module_without_a_file_is_left_alone():
-    assert run("""
-        import json, sys, types
-        module = sys.modules["causal_conv1d"] = types.ModuleType("causal_conv1d")
-        from visionssm import compat
-        names = compat.install()
-        import causal_conv1d
-        print(json.dumps([names, causal_conv1d is module]))
-    """) == [["mamba_ssm", "selective_scan_cuda_oflex", "selective_scan_cuda_core"], True]
+def test_every_stand_in_imports_and_reloads():
+    assert compat.install() == NAMES
+    for name in _MODULES:
+        module = load(name)
+        assert module.__spec__.name == module.__name__ == name and module.__doc__
+        assert importlib.reload(module) is module
+    interface = load("mamba_ssm.ops.selective_scan_interface")
+    assert interface.selective_scan_fn is load("mamba_ssm").selective_scan_fn is compat.selective_scan_fn
+    assert "visionssm.compat" in repr(interface)
 
 
-def test_a_package_that_is_installed_later_wins(fake_package):
-    assert run(f"""
-        import json, sys
-        from visionssm import compat
-        compat.install()
-        sys.path.append({str(fake_package)!r})
-        import causal_conv1d
-        print(json.dumps(causal_conv1d.real))
-    """)
+def test_what_is_not_there_is_missing_as_usual():
+    compat.install()
+    with pytest.raises(ImportError, match="Mamba2"):
+        exec("from mamba_ssm import Mamba2")
+    with pytest.raises(ModuleNotFoundError, match=r"mamba_ssm\.distributed"):
+        load("mamba_ssm.distributed")
 
 
-def test_force_replaces_an_installed_package_until_uninstalled(fake_package):
-    found = run(
-        """
-        import json, sys
-        import causal_conv1d as real
-        from causal_conv1d import causal_conv1d_interface as interface
-        from visionssm import compat
-        plain = compat.install()
-        names = compat.install(force=True)
-        from causal_conv1d import causal_conv1d_fn
-        from causal_conv1d.causal_conv1d_interface import causal_conv1d_fn as inner
-        ours = causal_conv1d_fn is inner is compat.causal_conv1d_fn
-        compat.uninstall()
-        import causal_conv1d
-        from causal_conv1d.causal_conv1d_interface import causal_conv1d_fn
-        print(json.dumps([plain, names, ours, causal_conv1d is real, causal_conv1d_fn()]))
-    """,
-        path=fake_package,
-    )
-    plain, names, ours, back, said = found
-    assert "causal_conv1d" not in plain and "causal_conv1d" in names
-    assert ours and back and said == "the real one"
+def test_an_installed_package_is_left_alone(fake_package, monkeypatch):
+    monkeypatch.syspath_prepend(fake_package)
+    assert compat.install() == tuple(name for name in NAMES if name != "causal_conv1d")
+    assert load("causal_conv1d").causal_conv1d_fn() == "the real one"
+    assert load("mamba_ssm").Mamba is compat.Mamba
+
+
+def test_an_imported_module_without_a_file_is_left_alone(monkeypatch):
+    module = types.ModuleType("causal_conv1d")
+    monkeypatch.setitem(sys.modules, "causal_conv1d", module)
+    assert "causal_conv1d" not in compat.install()
+    assert load("causal_conv1d") is module
+
+
+def test_a_package_that_is_installed_later_wins(fake_package, monkeypatch):
+    assert "causal_conv1d" in compat.install()
+    monkeypatch.syspath_prepend(fake_package)
+    assert load("causal_conv1d").real
+
+
+@pytest.mark.parametrize("imported", [True, False])
+def test_force_replaces_an_installed_package_until_uninstalled(imported, fake_package, monkeypatch):
+    monkeypatch.syspath_prepend(fake_package)
+    if imported:
+        real, interface = load("causal_conv1d"), load("causal_conv1d.causal_conv1d_interface")
+    assert "causal_conv1d" not in compat.install()
+    assert compat.install(force=True) == NAMES
+    for name in ("causal_conv1d", "causal_conv1d.causal_conv1d_interface"):
+        assert load(name).causal_conv1d_fn is compat.causal_conv1d_fn
+    compat.uninstall()
+    assert load("causal_conv1d").causal_conv1d_fn() == "the real one"
+    if imported:
+        assert load("causal_conv1d") is real
+        assert load("causal_conv1d.causal_conv1d_interface") is interface

@@ -8,6 +8,7 @@ import collections
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 from parity_data import assert_logits, fixture
@@ -74,7 +75,8 @@ def vmamba_container(state, config_class):
         "model": collections.OrderedDict(state),
         "optimizer": {"state": {}, "param_groups": [{"lr": 1e-3}]},
         "lr_scheduler": {"last_epoch": 299},
-        "max_accuracy": 82.6,
+        "max_accuracy": np.float64(82.6),
+        "random": {"numpy": np.random.RandomState(0).get_state(), "counts": collections.defaultdict(int, a=1)},
         "scaler": {"scale": 65536.0},
         "epoch": 264,
         "config": config_class({"MODEL": config_class({"NAME": "vssm", "DEPTHS": [2, 2, 8, 2]}), "AMP": True}),

@@ -469,3 +469,14 @@ def test_initialisation_is_the_published_one():
         fan_out = kernel * module.out_channels / module.groups
         assert float(module.weight.detach().std()) == pytest.approx(math.sqrt(2 / fan_out), rel=0.15)
         assert module.bias is None or not module.bias.any()
+
+
+def test_exports_for_any_size():
+    model = small_model()
+    side = torch.export.Dim("H", min=160, max=1024), torch.export.Dim("W", min=160, max=1024)
+    sizes = ({0: torch.export.Dim("batch", min=1, max=64), 2: side[0], 3: side[1]},)
+    program = torch.export.export(model, (rule_image(192, 224),), dynamic_shapes=sizes).module()
+    with torch.inference_mode():
+        for H, W in ((177, 230), (320, 161)):
+            image = rule_image(H, W, batch=3)
+            torch.testing.assert_close(program(image), model(image), rtol=1e-4, atol=1e-5)

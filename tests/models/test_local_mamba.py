@@ -97,7 +97,11 @@ def sequence(name: str, H: int, W: int) -> list[tuple[int, int]]:
         size = int(kind[1:])
         rows, columns = math.ceil(H / size), math.ceil(W / size)
         cells = [
-            (r * size + i, c * size + j) for r in range(rows) for c in range(columns) for i in range(size) for j in range(size)
+            (r * size + i, c * size + j)
+            for r in range(rows)
+            for c in range(columns)
+            for i in range(size)
+            for j in range(size)
         ]
     return cells if kind == name else cells[::-1]
 
@@ -366,7 +370,9 @@ def test_published_files_load_and_convert_back(name, container, tmp_path):
     content = fixture("localmamba", name)
     weights = rule_state_dict(content)
     rope = {
-        key: torch.full(shape, float("nan")) for key, (shape, _) in content["state_dict"].items() if key in content["kept_as_built"]
+        key: torch.full(shape, float("nan"))
+        for key, (shape, _) in content["state_dict"].items()
+        if key in content["kept_as_built"]
     }
     prefix = "module.module." if container == "ema_model" else ""
     file = tmp_path / "published.ckpt"
@@ -391,7 +397,13 @@ def test_initial_values_of_local_vim():
     torch.manual_seed(0)
     model = visionssm.create_model("local_vim_tiny", directions=LOCAL_VIM[:4])
     scan, mixer = model.blocks[0].mixer.scan, model.blocks[0].mixer
-    for weight in (scan.x_proj_weight, scan.dt_weight, mixer.in_proj.weight, mixer.combine.reduce.weight, model.pos_embed):
+    for weight in (
+        scan.x_proj_weight,
+        scan.dt_weight,
+        mixer.in_proj.weight,
+        mixer.combine.reduce.weight,
+        model.pos_embed,
+    ):
         assert weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert not scan.dt_bias.any() and not mixer.combine.select.bias.any()
     assert torch.equal(scan.D, torch.ones_like(scan.D))

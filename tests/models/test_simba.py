@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from parity_data import assert_gradients, assert_logits, assert_maps, fixture, fixtures, load_fixture_weights, operator_vectors
+from parity_data import (
+    assert_gradients,
+    assert_logits,
+    assert_maps,
+    fixture,
+    fixtures,
+    load_fixture_weights,
+    operator_vectors,
+)
 
 import visionssm
 from visionssm.models import export_published, load_published
@@ -63,7 +71,7 @@ def test_model_without_token_labels():
         model.forward_token_labels(torch.zeros(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if "mlp" in n else n for n in fixtures("simba", having="grads")])
+@pytest.mark.parametrize("name", fixtures("simba", having="grads", slow=("mlp",)))
 def test_gradients_match_the_published_code(name):
     content = fixture("simba", name)
     assert_gradients(build(name, content), content, tolerance=1e-4)
@@ -71,7 +79,12 @@ def test_gradients_match_the_published_code(name):
 
 def ein_fft(values: dict[str, torch.Tensor], transform: str) -> EinFFT:
     mixer = EinFFT(values["x"].shape[2], transform=transform).double()
-    names = {"weight1": "complex_weight_1", "weight2": "complex_weight_2", "bias1": "complex_bias_1", "bias2": "complex_bias_2"}
+    names = {
+        "weight1": "complex_weight_1",
+        "weight2": "complex_weight_2",
+        "bias1": "complex_bias_1",
+        "bias2": "complex_bias_2",
+    }
     mixer.load_state_dict({ours: values[theirs] for ours, theirs in names.items()})
     return mixer
 
@@ -159,7 +172,9 @@ def test_mixer_matches_the_published_operator(case):
     assert relative_error(x.grad, values["grad_x"]) < 1e-11
     for name, parameter in mixer.named_parameters():
         expected = values[f"grad_{names[name]}"]
-        assert float((parameter.grad.view_as(expected) - expected).abs().max()) <= 1e-11 * max(float(expected.abs().max()), 1e-3)
+        assert float((parameter.grad.view_as(expected) - expected).abs().max()) <= 1e-11 * max(
+            float(expected.abs().max()), 1e-3
+        )
 
 
 @pytest.mark.parametrize("case", ["tokenlabel0", "tokenlabel1"])
@@ -176,7 +191,9 @@ def test_token_label_loss_is_the_published_one(case):
 def test_one_label_serves_the_image_and_its_tokens():
     label = torch.softmax(torch.randn(3, 5), dim=1)
     logits, tokens = torch.randn(3, 5), torch.randn(3, 4, 5)
-    expected = F.cross_entropy(logits, label) + 0.5 * F.cross_entropy(tokens.flatten(0, 1), label.repeat_interleave(4, 0))
+    expected = F.cross_entropy(logits, label) + 0.5 * F.cross_entropy(
+        tokens.flatten(0, 1), label.repeat_interleave(4, 0)
+    )
     torch.testing.assert_close(token_label_loss(logits, tokens, label), expected)
     with pytest.raises(ValueError, match=r"2 \+ 4"):
         token_label_loss(logits, tokens, label[:, :, None].expand(-1, -1, 4))
@@ -218,7 +235,15 @@ def test_bidirectional_tokens_see_what_follows():
     x = torch.randn(1, 9, 24, dtype=torch.float64)
     expected = mixer(x.flip(1)).flip(1)
     with torch.no_grad():
-        for name in ("conv.weight", "conv.bias", "scan.x_proj_weight", "scan.dt_weight", "scan.dt_bias", "scan.A_log", "scan.D"):
+        for name in (
+            "conv.weight",
+            "conv.bias",
+            "scan.x_proj_weight",
+            "scan.dt_weight",
+            "scan.dt_bias",
+            "scan.A_log",
+            "scan.D",
+        ):
             parameter = mixer.get_parameter(name)
             parameter.copy_(parameter.flip(0).clone())
     torch.testing.assert_close(mixer(x), expected)
@@ -252,7 +277,13 @@ def test_initial_values(mixer):
     model = visionssm.create_model("simba_nano", channel_mixer=mixer, widths=(64, 64, 128, 128), state=64)
     block = model.stages[2].blocks[0]
     scan = block.mixer.scan
-    linear = [scan.x_proj_weight, scan.dt_weight, block.mixer.in_proj.weight, block.mixer.out_proj.weight, model.head.weight]
+    linear = [
+        scan.x_proj_weight,
+        scan.dt_weight,
+        block.mixer.in_proj.weight,
+        block.mixer.out_proj.weight,
+        model.head.weight,
+    ]
     if mixer == "mlp":
         linear.append(block.channel_mixer.fc1.weight)
         assert not block.channel_mixer.fc2.bias.any() and not block.channel_mixer.conv.bias.any()

@@ -55,6 +55,8 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, content: str, messa
 def test_settings_that_exclude_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="mixup and cutmix need an even number"):
         TrainConfig(mixup=0.8, batch_size=33)
+    with pytest.raises(ValueError, match=r"lr=1e-06: below min_lr=1e-05"):
+        TrainConfig(lr=1e-6)
     with pytest.raises(ValueError, match="both name weights to start from"):
         TrainConfig(pretrained=True, checkpoint="file.pth")
 
@@ -62,11 +64,12 @@ def test_settings_that_exclude_each_other_are_refused() -> None:
 def test_nothing_that_a_run_needs_is_left_open_and_nothing_chosen_is_changed() -> None:
     for config in (TrainConfig(), TrainConfig(data="photos"), TrainConfig(data="photos", pretrained=True)):
         complete = with_defaults(config)
-        for name in ("epochs", "lr", "warmup_epochs", "scale", "hflip", "out"):
+        for name in ("epochs", "lr", "warmup_epochs", "scale", "hflip", "ema_decay", "out"):
             assert getattr(complete, name) is not None, name
     chosen = TrainConfig(data="photos", epochs=3, lr=0.5, hflip=0.1, out="here", warmup_epochs=0.0)
     assert with_defaults(chosen) == TrainConfig(
-        **{field.name: getattr(chosen, field.name) for field in fields(chosen)} | {"scale": (0.08, 1.0)}
+        **{field.name: getattr(chosen, field.name) for field in fields(chosen)}
+        | {"scale": (0.08, 1.0), "ema_decay": 0.0}
     )
 
 

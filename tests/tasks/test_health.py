@@ -9,10 +9,18 @@ from visionssm.data import Splits, load_digits
 from visionssm.data.transforms import Preprocessing
 from visionssm.tasks.checkpoint import ModelCard, read_checkpoint
 from visionssm.tasks.classification import ClassificationTask
+from visionssm.tasks.classification_data import ClassificationData
 from visionssm.tasks.config import TrainConfig, with_defaults
 from visionssm.tasks.health import first_nonfinite_module
 from visionssm.tasks.run import open_run
-from visionssm.tasks.train import ClassificationData, fit
+from visionssm.tasks.train import fit
+
+
+class Hungry(nn.Linear):
+    """A classifier that asks for a petabyte."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.flatten(1)) + torch.empty(2**48)[0]
 
 
 class Fragile(nn.Module):
@@ -35,7 +43,7 @@ class Fragile(nn.Module):
         return self.head(self.overflow(hidden))
 
 
-def _fit(folder: Path, bad_steps: set[int], **settings: Any) -> ClassificationTask:
+def _fit(folder: Path, bad_steps: set[int] | None = None, **settings: Any) -> ClassificationTask:
     config = with_defaults(TrainConfig(epochs=2, batch_size=64, device="cpu", out=str(folder), **settings))
     preprocessing = Preprocessing((1, 8, 8), "bicubic", (0.5,), (0.5,), 1.0, "center")
     digits = load_digits()
@@ -43,7 +51,8 @@ def _fit(folder: Path, bad_steps: set[int], **settings: Any) -> ClassificationTa
     card = ModelCard("fragile", {}, splits.class_names, preprocessing.to_dict(), config.to_dict(), "", "")
     data = ClassificationData(splits, preprocessing, config)
     torch.manual_seed(0)
-    task = ClassificationTask(Fragile(bad_steps), config, card, data.batches_per_epoch())
+    model = Hungry(64, 10) if bad_steps is None else Fragile(bad_steps)
+    task = ClassificationTask(model, config, card, data.batches_per_epoch())
     fit(task, data, config, open_run(config, ""), "cpu")
     return task
 
@@ -74,6 +83,11 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_and_keep_the_last_good_checkpo
     content = read_checkpoint(tmp_path / "last.ckpt")
     assert content["global_step"] == 7
     assert all(torch.isfinite(value).all() for value in content["state_dict"].values())
+
+
+def test_out_of_memory_says_which_sizes_to_lower(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="out of memory on cpu with batch_size=64: half of it with accumulate=2"):
+        _fit(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["input", "weight", "output", "gradient"])

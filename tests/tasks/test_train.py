@@ -119,7 +119,7 @@ def test_grey_input_is_a_setting(small_settings: dict[str, Any], tmp_path: Path)
 def test_a_run_starts_from_the_weights_of_another(
     trained_run: Path, small_settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings = {**small_settings, "epochs": 1, "lr": 1e-6, "warmup_epochs": 0.0, "checkpoint": str(trained_run)}
+    settings = {**small_settings, "epochs": 1, "lr": 1e-6, "min_lr": 1e-7, "checkpoint": str(trained_run)}
     result = train(TrainConfig(**{**settings, "data": "digits"}, out=str(tmp_path / "same")))
     assert result.final.top1 > 0.8
     started, trained = (load_classifier(folder).model.state_dict() for folder in (tmp_path / "same", trained_run))

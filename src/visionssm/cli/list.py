@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from typing import Any
 
 EXAMPLES = """\
@@ -31,21 +32,29 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print one line per model."""
     rows = list_rows(args.pattern, pretrained=args.pretrained or args.commercial_ok, commercial=args.commercial_ok)
-    if not rows:
+    if not rows and not list_rows(args.pattern, pretrained=False, commercial=False):
         from visionssm import list_models
         from visionssm._messages import near_matches
 
         raise ValueError(f"no model matches '{args.pattern}'{near_matches(args.pattern.strip('*'), list_models())}")
+    if not rows:
+        what = "state a licence that allows commercial use" if args.commercial_ok else "were published"
+        print(f"no weights that match '{args.pattern}' {what}", file=sys.stderr)
     if args.json:
         print(json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows], indent=2))
-        return 0
-    widths = [max(len(column), *(len(row[i]) for row in rows)) for i, column in enumerate(COLUMNS)]
+    elif rows:
+        print_table(rows)
+    return 0
+
+
+def print_table(rows: list[tuple[str, ...]]) -> None:
+    """Columns under their names, numbers to the right."""
+    widths = [max(len(row[i]) for row in (COLUMNS, *rows)) for i in range(len(COLUMNS))]
     for row in (COLUMNS, *rows):
         cells = [
             cell.ljust(w) if i in (0, 4) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
-    return 0
 
 
 def list_rows(pattern: str, *, pretrained: bool, commercial: bool) -> list[tuple[str, ...]]:

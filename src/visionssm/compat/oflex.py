@@ -4,6 +4,7 @@ These extensions (arXiv 2401.10166) are called from a `torch.autograd.Function` 
 `bwd` in its backward.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -46,7 +47,7 @@ def fwd(
         (torch.Size([2, 8, 5]), torch.Size([2, 8, 4]))
     """
     with torch.no_grad():
-        y, last = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus, exact_output=oflex)
+        y, last = _scan([u, delta, A, B, C, D, delta_bias], delta_softplus, exact_output=oflex)
     return [y, last]
 
 
@@ -83,15 +84,14 @@ def bwd(
     """
     with torch.enable_grad():
         inputs = [None if v is None else v.detach().requires_grad_() for v in (u, delta, A, B, C, D, delta_bias)]
-        y, _ = _scan(*inputs, delta_softplus, exact_output=dout.dtype != u.dtype)
+        y, _ = _scan(inputs, delta_softplus, exact_output=dout.dtype != u.dtype)
         given = [value for value in inputs if value is not None]
         gradients = iter(torch.autograd.grad(y, given, dout.to(y.dtype)))
     return [None if value is None else next(gradients) for value in inputs]
 
 
-def _scan(
-    u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, delta_bias: Any, softplus: bool, *, exact_output: bool
-) -> tuple[Tensor, Tensor]:
+def _scan(inputs: Sequence[Any], softplus: bool, *, exact_output: bool) -> tuple[Tensor, Tensor]:
+    u, delta, A, B, C, D, delta_bias = inputs
     wide = u.to(torch.promote_types(u.dtype, torch.float32)) if exact_output else u
     out = selective_scan(wide, delta, A, B, C, D, None, delta_bias, softplus, return_last_state=True)
     return cast(tuple[Tensor, Tensor], out)

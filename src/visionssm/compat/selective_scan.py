@@ -125,6 +125,7 @@ def _complex_scan(
 def _complex_per_channel(name: str, value: Tensor, u: Tensor, A: Tensor) -> Tensor:
     """B or C of a complex state space in any of its forms, as (batch, E, N, L) complex."""
     (batch, E, L), N = u.shape, A.shape[1]
+    given = value
     if value.shape == (E, N):
         return value[None, :, :, None].to(A.dtype).expand(batch, E, N, L)
     if not value.is_complex() and value.shape[-1] == 2 * L:
@@ -134,7 +135,7 @@ def _complex_per_channel(name: str, value: Tensor, u: Tensor, A: Tensor) -> Tens
         value = value[:, None]
     if not value.is_complex() or value.dim() != 4 or value.shape[::2] != (batch, N) or value.shape[3] != L:
         raise ValueError(
-            f"{name}: got shape {tuple(value.shape)} in {value.dtype}, need (E, N) = {(E, N)}, or (batch, N, 2 L) = "
+            f"{name}: got shape {tuple(given.shape)} in {given.dtype}, need (E, N) = {(E, N)}, or (batch, N, 2 L) = "
             f"{(batch, N, 2 * L)} or (batch, groups, N, 2 L) with real and imaginary parts in turn, as A is complex"
         )
     if E % value.shape[1]:

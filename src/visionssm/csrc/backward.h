@@ -232,15 +232,16 @@ static void backward_path(
   const int64_t S = a.checkpoint_steps, width = 2 * a.N + a.R, parts = divide_up(group.padded, kSubBlockChannels);
   const int32_t* path = a.path + k * a.path_stride;
   Chunk<T> chunk;
+  chunk.far = false;
   for (int64_t v = 0; v < group.vectors; v++) {
     const T* source = (const T*)a.grad_last + ((b * a.K + k) * a.E + group.first + v * W) * a.N;
     transpose_in(source, a.N, smaller(W, group.width - v * W), scratch.adjoint + v * a.N * W);
   }
   for (int64_t t = (a.T - 1) / S * S; t >= 0; t -= S) {
-    chunk.walk(path + t, smaller(S, a.T - t));
-    fetch(chunk, a.B, b, k, 0, a.N, a.N, scratch.zeros, scratch.B, chunk.B);
-    fetch(chunk, a.C, b, k, 0, a.N, a.N, scratch.zeros, scratch.C, chunk.C);
-    if (a.R) fetch(chunk, a.dt, b, k, 0, a.R, a.R, scratch.zeros, scratch.dt, chunk.dt);
+    chunk.walk(path, t, smaller(a.T, t + S));
+    fetch_shared(chunk, a.B, b, k, a.N, scratch.zeros, scratch.B, chunk.B);
+    fetch_shared(chunk, a.C, b, k, a.N, scratch.zeros, scratch.C, chunk.C);
+    if (a.R) fetch_shared(chunk, a.dt, b, k, a.R, scratch.zeros, scratch.dt, chunk.dt);
     memset(scratch.columns, 0, chunk.steps * width * sizeof(T));
     for (int64_t part = 0; part < parts; part++) {
       const Block<T> block = group.part(part, parts, a.E);

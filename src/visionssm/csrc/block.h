@@ -107,30 +107,56 @@ INLINE char* address(const Tensor& t, int64_t b, int64_t p, int64_t k, int64_t f
   return (char*)t.data + (b * t.batch_stride + p * t.position_stride + k * t.path_stride + first) * bytes_of(t.dtype);
 }
 
-// The steps of one tile, as rows to read.
+// How many steps ahead of their use rows of a map that is too large for the cache are asked for. Few: on many paths successive
+// rows lie a multiple of a large power of two apart and compete for the same few places in the cache.
+constexpr int kAhead = 8;
+
+// The steps of one tile, as rows to read; and, where the map is `far`, the rows of the kAhead steps after it.
 template <class T, int kSteps>
 struct Tile {
-  int64_t steps;
-  bool padding;                // whether any step is over padding
-  int64_t position[kSteps];    // -1 over padding
-  int64_t source[kSteps];      // the same, but 0 over padding, to be read and thrown away
-  const T* x[kSteps];
-  const T* B[kSteps];
-  const T* C[kSteps];
-  const T* dt[kSteps];  // (width), or (R) for a low-rank dt
-  const T* grad_y[kSteps];
+  static constexpr int kRows = kSteps + kAhead;
+  int64_t steps, rows;
+  bool far;
+  bool padding;             // whether any step is over padding
+  int64_t position[kRows];  // -1 over padding
+  int64_t source[kRows];    // the same, but 0 over padding, to be read and thrown away
+  const T* x[kRows];
+  const T* B[kRows];
+  const T* C[kRows];
+  const T* dt[kRows];  // (width), or (R) for a low-rank dt
+  const T* grad_y[kRows];
+  T* out[kRows];
 
-  void walk(const int32_t* path, int64_t count) {
-    steps = count;
+  void walk(const int32_t* path, int64_t t, int64_t T_) {
+    steps = smaller(kSteps, T_ - t);
+    rows = far ? steps + kAhead : steps;
     int32_t lowest = 0;
-    for (int64_t s = 0; s < steps; s++) {
-      lowest = path[s] < lowest ? path[s] : lowest;
-      position[s] = path[s];
-      source[s] = larger(path[s], 0);
+    for (int64_t s = 0; s < rows; s++) {
+      const int32_t p = path[smaller(t + s, T_ - 1)];
+      lowest = p < lowest ? p : lowest;
+      position[s] = p;
+      source[s] = larger(p, 0);
     }
     padding = lowest < 0;
   }
 };
+
+template <class T, class Format, int kSteps>
+INLINE void copy_rows(
+    Format format, const Tile<T, kSteps>& tile, const char* base, int64_t stride, int64_t count, int64_t padded, T* copies,
+    const T** rows) {
+  for (int64_t s = 0; s < tile.steps; s++) {
+    if (tile.far) {
+      const char* next = base + tile.source[s + kAhead] * stride;
+      for (int64_t i = 0; i < count * format.bytes; i += 64) __builtin_prefetch(next + i);
+    }
+    T* copy = copies + s * padded;
+    read_row(format, base + tile.source[s] * stride, count, copy);
+    for (int64_t i = count; i < padded; i++) copy[i] = 0;
+    rows[s] = copy;
+  }
+  for (int64_t s = tile.steps; s < tile.rows; s++) rows[s] = copies;
+}
 
 // Points rows[s] at `count` numbers of each step, converted into `copies` where they are of another type or would be read by
 // vectors beyond their end. A step over padding reads zeros.
@@ -139,32 +165,24 @@ INLINE void fetch(
     const Tile<T, kSteps>& tile, const Tensor& t, int64_t b, int64_t k, int64_t first, int64_t count, int64_t padded,
     const T* zeros, T* copies, const T** rows) {
   const char* base = address(t, b, 0, k, first);
-  const int64_t steps = tile.steps, stride = t.position_stride * bytes_of(t.dtype);
-  if (t.dtype == Simd<T>::dtype && count == padded) {
-    for (int64_t s = 0; s < steps; s++) rows[s] = (const T*)(base + tile.source[s] * stride);
-  } else {
-    with_format<T>(t.dtype, [&](auto format) {
-      for (int64_t s = 0; s < steps; s++) {
-        T* copy = copies + s * padded;
-        read_row(format, base + tile.source[s] * stride, count, copy);
-        for (int64_t i = count; i < padded; i++) copy[i] = 0;
-        rows[s] = copy;
-      }
-    });
-  }
+  const int64_t stride = t.position_stride * bytes_of(t.dtype);
+  if (t.dtype == Simd<T>::dtype && count == padded)
+    for (int64_t s = 0; s < tile.rows; s++) rows[s] = (const T*)(base + tile.source[s] * stride);
+  else
+    with_format<T>(t.dtype, [&](auto format) { copy_rows(format, tile, base, stride, count, padded, copies, rows); });
   if (!tile.padding) return;
-  for (int64_t s = 0; s < steps; s++)
+  for (int64_t s = 0; s < tile.steps; s++)
     if (tile.position[s] < 0) rows[s] = zeros;
 }
 
-// Asks the memory for rows that the next tile will read or write.
-INLINE void prefetch(const Tensor& t, int64_t b, int64_t k, int64_t first, int64_t count, const int32_t* path, int64_t steps) {
-  const char* base = address(t, b, 0, k, first);
-  const int64_t stride = t.position_stride * bytes_of(t.dtype), bytes = count * bytes_of(t.dtype);
-  for (int64_t s = 0; s < steps; s++) {
-    const char* row = base + larger(path[s], 0) * stride;
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
-  }
+// The same for a few numbers that a whole block of channels shares.
+template <class T, int kSteps>
+INLINE void fetch_shared(
+    const Tile<T, kSteps>& tile, const Tensor& t, int64_t b, int64_t k, int64_t count, const T* zeros, T* copies,
+    const T** rows) {
+  fetch(tile, t, b, k, 0, count, count, zeros, copies, rows);
+  if (!tile.far || t.dtype != Simd<T>::dtype) return;
+  for (int64_t s = kAhead; s < tile.rows; s++) __builtin_prefetch(rows[s]);
 }
 
 template <class T, bool kSoftplus>
@@ -180,8 +198,11 @@ static void dense_step_sizes(
   constexpr int W = kLanes<T>;
   for (int64_t v = 0; v < block.vectors; v++) {
     const Vector<T> bias = load(parameters.bias(k, block.first_vector + v));
-    for (int64_t s = 0; s < tile.steps; s++)
+    const bool ahead = tile.far;
+    for (int64_t s = 0; s < tile.steps; s++) {
+      if (ahead) __builtin_prefetch(tile.dt[s + kAhead] + v * W);
       store(delta + s * block.padded + v * W, step_size<T, kSoftplus>(load(tile.dt[s] + v * W) + bias));
+    }
   }
 }
 

@@ -10,13 +10,13 @@
 
 namespace visionssm::VISIONSSM_TARGET {
 
-#ifndef STEPS
-#define STEPS 16
-#define WIDEST 128
+#ifndef NARROW
+#define NARROW 32
+#define L2B (1<<20)
 #endif
-constexpr int kForwardSteps = STEPS;
-constexpr int kWidest = WIDEST;
-constexpr int64_t kNearBytes = 1 << 20;
+constexpr int kForwardSteps = 16;
+constexpr int64_t kSecondLevelCache = L2B;
+constexpr int64_t kWidestBlock = 512, kNarrowestBlock = NARROW;
 
 template <class T>
 struct ForwardScratch {
@@ -25,7 +25,7 @@ struct ForwardScratch {
   ForwardScratch(Arena& arena, const Arguments& a, int64_t padded, bool keeps_map) {
     const int64_t columns = larger(padded, larger(a.N, a.R));
     delta = arena.take<T>(kForwardSteps * padded);
-    out = arena.take<T>(kForwardSteps * padded);
+    out = arena.take<T>((kForwardSteps + kAhead) * padded);
     x = arena.take<T>(kForwardSteps * padded);
     dt = arena.take<T>(kForwardSteps * larger(padded, a.R));
     B = arena.take<T>(kForwardSteps * a.N);
@@ -38,11 +38,12 @@ struct ForwardScratch {
 };
 
 // The recurrence over one tile for one vector of channels, place v of the block, and kStates of its states, from n on, which stay
-// in registers. The first states of a channel start `out` with D x, the others add to it.
+// in registers. The first states of a channel start its output with D x, the others add to it. With `add`, which takes all states
+// at once, what earlier paths left is added at the end.
 template <class T, int kStates, bool kZoh>
 INLINE void advance(
-    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n, const T* D,
-    const T* A, T* state) {
+    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n, bool add,
+    const T* D, const T* A, T* state) {
   constexpr int W = kLanes<T>;
   using V = Vector<T>;
   const V skip = load(D);
@@ -52,13 +53,18 @@ INLINE void advance(
     if constexpr (kZoh) inverse_A[i] = kExponentScale<T> / load(A + i * W);
   }
   const T* delta = scratch.delta + v * W;
-  T* out = scratch.out + v * W;
   const int64_t steps = tile.steps;
+  const bool far = tile.far;
   for (int64_t s = 0; s < steps; s++) {
     const V step = load(delta + s * padded), x = load(tile.x[s] + v * W), drive = kZoh ? x : step * x;
     const T* B = opaque(tile.B[s] + n);
     const T* C = opaque(tile.C[s] + n);
-    V y = n == 0 ? skip * x : load(out + s * padded);
+    T* out = tile.out[s] + v * W;
+    if (far) {
+      __builtin_prefetch(tile.x[s + kAhead] + v * W);
+      __builtin_prefetch(tile.out[s + kAhead] + v * W, 1);
+    }
+    V y = n == 0 ? skip * x : load(out);
 #pragma GCC unroll 16
     for (int i = 0; i < kStates; i++) {
       const V b = broadcast(B[i]) * drive;
@@ -70,7 +76,7 @@ INLINE void advance(
       }
       y = fma(broadcast(C[i]), h[i], y);
     }
-    store(out + s * padded, y);
+    store(out, add ? load(out) + y : y);
   }
   for (int i = 0; i < kStates; i++) store(state + i * W, h[i]);
 }
@@ -79,10 +85,10 @@ INLINE void advance(
 template <class T, int kStates, bool kZoh>
 INLINE void advance_states(
     const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n, int64_t N,
-    const T* D, const T* A, T* state) {
+    bool add, const T* D, const T* A, T* state) {
   for (; n + kStates <= N; n += kStates)
-    advance<T, kStates, kZoh>(tile, scratch, padded, v, n, D, A + n * kLanes<T>, state + n * kLanes<T>);
-  if constexpr (kStates > 1) advance_states<T, kStates / 2, kZoh>(tile, scratch, padded, v, n, N, D, A, state);
+    advance<T, kStates, kZoh>(tile, scratch, padded, v, n, add, D, A + n * kLanes<T>, state + n * kLanes<T>);
+  if constexpr (kStates > 1) advance_states<T, kStates / 2, kZoh>(tile, scratch, padded, v, n, N, add, D, A, state);
 }
 
 template <class T>
@@ -116,20 +122,6 @@ static void keep_state(const Arguments& a, int64_t b, int64_t k, int64_t t, cons
       store_part(target + n * a.E + v * W, load(state + (v * a.N + n) * W), smaller(W, block.width - v * W));
 }
 
-template <class T>
-static void prefetch_tile(
-    const Arguments& a, int64_t b, int64_t k, const Block<T>& block, const SumMap<T>& sums, const Tensor* target,
-    const int32_t* path, int64_t steps) {
-  prefetch(a.x, b, k, block.first, block.width, path, steps);
-  prefetch(a.B, b, k, 0, a.N, path, steps);
-  prefetch(a.C, b, k, 0, a.N, path, steps);
-  prefetch(a.dt, b, k, a.R ? 0 : block.first, a.R ? a.R : block.width, path, steps);
-  if (target) prefetch(*target, b, k, block.first, block.width, path, steps);
-  if (!sums.data) return;
-  const Tensor map = {sums.data, Simd<T>::dtype, 0, sums.stride, 0};
-  prefetch(map, 0, 0, 0, block.width, path, steps);
-}
-
 // One path of one image for one block of channels. The outputs go to `target` if it is given, else into `sums`; with `add` what
 // is in `sums` is added first.
 template <class T>
@@ -139,32 +131,39 @@ static void forward_path(
   constexpr int W = kLanes<T>;
   const int64_t padded = block.padded;
   const int32_t* path = a.path + k * a.path_stride;
-  // Rows of a map that does not fit into the second-level cache come late, and jump by whole image rows on some paths.
-  const bool far = a.L * a.x.position_stride * bytes_of(a.x.dtype) > kNearBytes;
+  // Where a row's states fit into the registers, and it is neither cut nor converted, it is finished where it ends up.
+  T* result = target ? (T*)address(*target, b, 0, k, block.first) : sums.data;
+  const int64_t result_stride = target ? target->position_stride : sums.stride;
+  const bool native = !target || target->dtype == Simd<T>::dtype;
+  const bool in_place = native && block.width == padded && a.N <= kStatesAtOnce && (a.N & (a.N - 1)) == 0;
   Tile<T, kForwardSteps> tile;
+  tile.far = a.L * block.width * int64_t(sizeof(T)) > kSecondLevelCache / 2;
   load_state(a, b, k, block, scratch.state);
   for (int64_t t = 0; t < a.T; t += kForwardSteps) {
-    tile.walk(path + t, smaller(kForwardSteps, a.T - t));
+    tile.walk(path, t, a.T);
     if (a.checkpoints && t % a.checkpoint_steps == 0) keep_state(a, b, k, t, block, scratch.state);
-    if (far) prefetch_tile(a, b, k, block, sums, target, path + t + kForwardSteps, smaller(kForwardSteps, a.T - t - kForwardSteps));
     fetch(tile, a.x, b, k, block.first, block.width, padded, scratch.zeros, scratch.x, tile.x);
-    fetch(tile, a.B, b, k, 0, a.N, a.N, scratch.zeros, scratch.B, tile.B);
-    fetch(tile, a.C, b, k, 0, a.N, a.N, scratch.zeros, scratch.C, tile.C);
+    fetch_shared(tile, a.B, b, k, a.N, scratch.zeros, scratch.B, tile.B);
+    fetch_shared(tile, a.C, b, k, a.N, scratch.zeros, scratch.C, tile.C);
     if (a.R)
-      fetch(tile, a.dt, b, k, 0, a.R, a.R, scratch.zeros, scratch.dt, tile.dt);
+      fetch_shared(tile, a.dt, b, k, a.R, scratch.zeros, scratch.dt, tile.dt);
     else
       fetch(tile, a.dt, b, k, block.first, block.width, padded, scratch.zeros, scratch.dt, tile.dt);
+    for (int64_t s = 0; s < tile.rows; s++) {
+      const bool written = in_place && tile.position[s] >= 0;
+      tile.out[s] = written ? result + tile.source[s] * result_stride : scratch.out + s * padded;
+    }
     step_sizes(a, tile, parameters, k, block, scratch.delta);
     for (int64_t v = 0; v < block.vectors; v++) {
       const T* D = parameters.D(k, block.first_vector + v);
       const T* A = parameters.A(k, block.first_vector + v);
       T* state = scratch.state + v * a.N * W;
       if (a.zoh)
-        advance_states<T, kStatesAtOnce, true>(tile, scratch, padded, v, 0, a.N, D, A, state);
+        advance_states<T, kStatesAtOnce, true>(tile, scratch, padded, v, 0, a.N, in_place && add, D, A, state);
       else
-        advance_states<T, kStatesAtOnce, false>(tile, scratch, padded, v, 0, a.N, D, A, state);
+        advance_states<T, kStatesAtOnce, false>(tile, scratch, padded, v, 0, a.N, in_place && add, D, A, state);
     }
-    finish_rows(tile, scratch.out, block, sums, add, target, b, k);
+    if (!in_place) finish_rows(tile, scratch.out, block, sums, add, target, b, k);
   }
   save_state(a, b, k, block, scratch.state, (T*)a.last_state);
 }
@@ -186,11 +185,15 @@ struct Plan {
 
 template <class T>
 static Plan forward_plan(const Arguments& a) {
-  const int64_t vectors = divide_up(a.E, kLanes<T>), widest = kWidest / kLanes<T>;
+  const int64_t vectors = divide_up(a.E, kLanes<T>);
+  // Inputs and sums of a block that several paths walk over should stay in the cache from one path to the next.
+  int64_t widest = kWidestBlock;
+  if (a.K > 1 && !a.x_per_path)
+    widest = larger(kNarrowestBlock, smaller(widest, kSecondLevelCache / (2 * a.L * int64_t(sizeof(T)))));
   const double states_of_work = double(a.batch) * a.K * a.T * a.E * (a.N + 2);
   Plan best = {1, larger(1, smaller(a.threads, int64_t(states_of_work / 20000))), false};
   double least = 1e300;
-  for (int64_t blocks = divide_up(vectors, widest); blocks <= vectors; blocks++) {
+  for (int64_t blocks = divide_up(vectors, larger(1, widest / kLanes<T>)); blocks <= vectors; blocks++) {
     const double width = divide_up(vectors, blocks) + 0.5;
     const double together = divide_up(a.batch * blocks, best.threads) * width * a.K;
     const double apart = divide_up(a.batch * blocks * a.K, best.threads) * width + 0.3 * a.K * a.batch * vectors / best.threads;

@@ -32,16 +32,11 @@ INLINE void finish_rows(
       const T* row = rows + s * padded;
       const T* before = sums.data + p * sums.stride;
       char* result = out + p * stride;
-      int64_t i = 0;
-      for (; i + W <= width; i += W) {
+      for (int64_t i = 0; i < width; i += W) {
         Vector<T> value = load(row + i);
-        if constexpr (adds) value = load(before + i) + value;
-        format.write(result + i * format.bytes, value);
+        if constexpr (adds) value = load_part(before + i, width - i) + value;
+        format.write(result + i * format.bytes, value, width - i);
       }
-      if (i == width) continue;
-      Vector<T> value = load(row + i);
-      if constexpr (adds) value = load_part(before + i, width - i) + value;
-      write_part<T>(format, result + i * format.bytes, value, width - i);
     }
   };
   const auto run = [&](auto format, char* out, int64_t stride) {
@@ -106,7 +101,7 @@ static void merge_position(const Arguments& a, const T* maps, const Tensor& targ
     Vector<T> value = load_part(source, lanes);
     if (!a.complete) value = Vector<T>{} + value;
     for (int64_t k = 1; k < a.K; k++) value = value + load_part(source + k * a.batch * a.L * a.E, lanes);
-    with_format<T>(target.dtype, [&](auto format) { write_part<T>(format, out + e * format.bytes, value, lanes); });
+    with_format<T>(target.dtype, [&](auto format) { format.write(out + e * format.bytes, value, lanes); });
   }
 }
 

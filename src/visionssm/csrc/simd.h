@@ -73,19 +73,52 @@ INLINE void store(T* target, Vector<T> v) {
   memcpy(target, &v, sizeof v);
 }
 
-// The first `count` lanes; the others are zero, or left alone in memory.
+// The first `count` lanes, of less than all; the others are zero, or left alone in memory.
+#if defined(__AVX512F__)
+INLINE floats load_some(const float* source, int64_t count) { return _mm512_maskz_loadu_ps((1u << count) - 1, source); }
+INLINE void store_some(float* target, floats v, int64_t count) { _mm512_mask_storeu_ps(target, (1u << count) - 1, v); }
+INLINE halves load_some(const uint16_t* source, int64_t count) {
+  return (halves)_mm256_maskz_loadu_epi16((1u << count) - 1, source);
+}
+INLINE void store_some(uint16_t* target, halves v, int64_t count) {
+  _mm256_mask_storeu_epi16(target, (1u << count) - 1, (__m256i)v);
+}
+#else
+INLINE floats load_some(const float* source, int64_t count) {
+  floats v = {};
+  for (int64_t i = 0; i < count; i++) v[i] = source[i];
+  return v;
+}
+INLINE void store_some(float* target, floats v, int64_t count) {
+  for (int64_t i = 0; i < count; i++) target[i] = v[i];
+}
+INLINE halves load_some(const uint16_t* source, int64_t count) {
+  halves v = {};
+  for (int64_t i = 0; i < count; i++) v[i] = source[i];
+  return v;
+}
+INLINE void store_some(uint16_t* target, halves v, int64_t count) {
+  for (int64_t i = 0; i < count; i++) target[i] = v[i];
+}
+#endif
+INLINE doubles load_some(const double* source, int64_t count) {
+  doubles v = {};
+  for (int64_t i = 0; i < count; i++) v[i] = source[i];
+  return v;
+}
+INLINE void store_some(double* target, doubles v, int64_t count) {
+  for (int64_t i = 0; i < count; i++) target[i] = v[i];
+}
+
 template <class T>
 INLINE Vector<T> load_part(const T* source, int64_t count) {
-  if (count >= kLanes<T>) return load(source);
-  Vector<T> v = {};
-  memcpy(&v, source, count * sizeof(T));
-  return v;
+  return count >= kLanes<T> ? load(source) : load_some(source, count);
 }
 
 template <class T>
 INLINE void store_part(T* target, Vector<T> v, int64_t count) {
   if (count >= kLanes<T>) return store(target, v);
-  memcpy(target, &v, count * sizeof(T));
+  store_some(target, v, count);
 }
 
 // The same pointer, with its origin hidden: so that the numbers behind it are addressed from one register, not from one each.
@@ -153,40 +186,27 @@ INLINE halves narrow(words v) { return __builtin_convertvector(v, halves); }
 #endif
 
 // bfloat16 is the upper half of a float.
-INLINE floats from_bfloat16(const uint16_t* source) {
-  halves bits;
-  memcpy(&bits, source, sizeof bits);
-  return (floats)(widen(bits) << 16);
-}
+INLINE floats from_bfloat16(halves bits) { return (floats)(widen(bits) << 16); }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
-INLINE void to_bfloat16(uint16_t* target, floats v) {
+INLINE halves to_bfloat16(floats v) {
   const words bits = (words)v;
   const words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const halves result = narrow((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
-  memcpy(target, &result, sizeof result);
+  return narrow((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
 }
 
 #if defined(__AVX512F__)
-INLINE floats from_float16(const uint16_t* source) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)source)); }
-INLINE void to_float16(uint16_t* target, floats v) {
-  _mm256_storeu_si256((__m256i*)target, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
+INLINE floats from_float16(halves bits) { return _mm512_cvtph_ps((__m256i)bits); }
+INLINE halves to_float16(floats v) { return (halves)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 #elif defined(__AVX2__)
-INLINE floats from_float16(const uint16_t* source) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)source)); }
-INLINE void to_float16(uint16_t* target, floats v) {
-  _mm_storeu_si128((__m128i*)target, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
+INLINE floats from_float16(halves bits) { return _mm256_cvtph_ps((__m128i)bits); }
+INLINE halves to_float16(floats v) { return (halves)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 #elif defined(__aarch64__)
-INLINE floats from_float16(const uint16_t* source) { return (floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(source))); }
-INLINE void to_float16(uint16_t* target, floats v) {
-  vst1_u16(target, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
-}
+INLINE floats from_float16(halves bits) { return (floats)vcvt_f32_f16((float16x4_t)bits); }
+INLINE halves to_float16(floats v) { return (halves)vcvt_f16_f32((float32x4_t)v); }
 #else
 // Multiplying by 2^112 moves a half's exponent, subnormals included, to where a float has it.
-INLINE floats from_float16(const uint16_t* source) {
-  halves bits;
-  memcpy(&bits, source, sizeof bits);
+INLINE floats from_float16(halves bits) {
   const words wide = widen(bits);
   const words magnitude = (wide & 0x7fff) << 13;
   const words finite = (words)((floats)magnitude * 0x1p112f);
@@ -194,7 +214,7 @@ INLINE floats from_float16(const uint16_t* source) {
   return (floats)((magnitude >= 0x0f800000 ? special : finite) | ((wide & 0x8000) << 16));
 }
 
-INLINE void to_float16(uint16_t* target, floats v) {
+INLINE halves to_float16(floats v) {
   const words bits = (words)v, magnitude = bits & 0x7fffffff;
   const words normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
   // Adding 0.5 leaves the bits of a subnormal half, rounded to even, at the bottom.
@@ -202,30 +222,35 @@ INLINE void to_float16(uint16_t* target, floats v) {
   words chosen = magnitude < 0x38800000 ? subnormal : normal;
   chosen = magnitude >= 0x477ff000 ? 0x7c00 - words{} : chosen;
   chosen = magnitude > 0x7f800000 ? 0x7e00 - words{} : chosen;
-  const halves result = narrow(chosen | ((bits >> 16) & 0x8000));
-  memcpy(target, &result, sizeof result);
+  return narrow(chosen | ((bits >> 16) & 0x8000));
 }
 #endif
 
-// How numbers of each dtype become T, in which all sums are made, and go back: one vector, and less than one.
+// How numbers of each dtype become T, in which all sums are made, and go back. `count` may be less than a whole vector.
 template <class T>
 struct Native {
   static constexpr int64_t bytes = sizeof(T);
-  INLINE Vector<T> read(const void* source) { return load((const T*)source); }
-  INLINE void write(void* target, Vector<T> v) { store((T*)target, v); }
+  INLINE Vector<T> read(const void* source, int64_t count) { return load_part((const T*)source, count); }
+  INLINE void write(void* target, Vector<T> v, int64_t count) { store_part((T*)target, v, count); }
 };
 
-struct BFloat16 {
+template <floats (*from)(halves), halves (*to)(floats)>
+struct SixteenBit {
   static constexpr int64_t bytes = 2;
-  INLINE floats read(const void* source) { return from_bfloat16((const uint16_t*)source); }
-  INLINE void write(void* target, floats v) { to_bfloat16((uint16_t*)target, v); }
+  INLINE floats read(const void* source, int64_t count) {
+    halves bits;
+    if (count < kLanes<float>) return from(load_some((const uint16_t*)source, count));
+    memcpy(&bits, source, sizeof bits);
+    return from(bits);
+  }
+  INLINE void write(void* target, floats v, int64_t count) {
+    const halves bits = to(v);
+    if (count < kLanes<float>) return store_some((uint16_t*)target, bits, count);
+    memcpy(target, &bits, sizeof bits);
+  }
 };
-
-struct Float16 {
-  static constexpr int64_t bytes = 2;
-  INLINE floats read(const void* source) { return from_float16((const uint16_t*)source); }
-  INLINE void write(void* target, floats v) { to_float16((uint16_t*)target, v); }
-};
+using BFloat16 = SixteenBit<from_bfloat16, to_bfloat16>;
+using Float16 = SixteenBit<from_float16, to_float16>;
 
 // Calls run(format) with the format of a dtype.
 template <class T, class Run>
@@ -237,33 +262,17 @@ INLINE void with_format(int64_t dtype, const Run& run) {
   run(Native<T>());
 }
 
-template <class T, class Format>
-INLINE Vector<T> read_part(Format, const void* source, int64_t count) {
-  if (count >= kLanes<T>) return Format::read(source);
-  char rest[kLanes<T> * Format::bytes] = {};
-  memcpy(rest, source, count * Format::bytes);
-  return Format::read(rest);
-}
-
-template <class T, class Format>
-INLINE void write_part(Format, void* target, Vector<T> v, int64_t count) {
-  if (count >= kLanes<T>) return Format::write(target, v);
-  char rest[kLanes<T> * Format::bytes];
-  Format::write(rest, v);
-  memcpy(target, rest, count * Format::bytes);
-}
-
 // Rows of `count` numbers in another format.
 template <class T, class Format>
 INLINE void read_row(Format format, const char* source, int64_t count, T* target) {
   for (int64_t i = 0; i < count; i += kLanes<T>)
-    store_part(target + i, read_part<T>(format, source + i * Format::bytes, count - i), count - i);
+    store_part(target + i, format.read(source + i * Format::bytes, count - i), count - i);
 }
 
 template <class T, class Format>
 INLINE void write_row(Format format, char* target, int64_t count, const T* source) {
   for (int64_t i = 0; i < count; i += kLanes<T>)
-    write_part<T>(format, target + i * Format::bytes, load_part(source + i, count - i), count - i);
+    format.write(target + i * Format::bytes, load_part(source + i, count - i), count - i);
 }
 
 }  // namespace visionssm::VISIONSSM_TARGET

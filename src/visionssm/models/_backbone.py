@@ -134,7 +134,7 @@ class HierarchicalBackbone(Backbone):
         return self.norm(x)
 
     def feature_norm(self, x: Tensor) -> Tensor:
-        """What `norm=True` applies to the last feature; a hook for families whose final norm acts on pooled features only."""
+        """What `norm=True` applies to the last feature; a hook for families whose final norm is for pooled features."""
         return self.final_norm(x)
 
     def _to_map(self, x: Tensor) -> Tensor:
@@ -207,6 +207,8 @@ class HierarchicalBackbone(Backbone):
         take, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         self.stages[-1].downsample = nn.Identity()
+        if self.out_norms is not None:
+            self.out_norms = self.out_norms[: last + 1]
         if last < len(self.feature_info) - 1 or (prune_norm and not self.features_are_normed):
             self.norm = nn.Identity()
         if prune_head:

@@ -3,9 +3,12 @@
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from timm.models import build_model_with_cfg
@@ -122,9 +125,7 @@ def _download(name: str, cfg: Mapping[str, Any]) -> Path:
         _print_licence(release.weights_license)
     try:
         if cfg.get("hf_hub_id"):
-            from huggingface_hub import hf_hub_download
-
-            return Path(hf_hub_download(cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "model.safetensors"))
+            return _from_hub(cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "model.safetensors")
         from timm.models._hub import download_cached_file
 
         url = cfg["url"]
@@ -136,6 +137,20 @@ def _download(name: str, cfg: Mapping[str, Any]) -> Path:
             f"{name}: its weights could not be fetched ({type(error).__name__}). Download {address} on a machine with network, "
             f"and pass the file: visionssm.create_model({name.partition('.')[0]!r}, checkpoint='FILE')"
         ) from error
+
+
+def _from_hub(repository: str, filename: str) -> Path:
+    """A file of the hub: from its cache where it is there, without asking for a newer one, or fetched."""
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, filename)
+    if isinstance(cached, str):
+        return Path(cached)
+    if not constants.HF_HUB_OFFLINE:
+        # Without network the hub's client retries for half a minute; this says so at once.
+        with suppress(HTTPError):  # an answer, whatever it is
+            urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
+    return Path(hf_hub_download(repository, filename))
 
 
 @cache

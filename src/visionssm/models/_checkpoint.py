@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -125,25 +126,32 @@ def _read_old_torch(path: Path) -> Any:
             return _load(path, foreign)
         except pickle.UnpicklingError as error:
             refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-            if refused is None or refused[1] in foreign:
+            name = refused[1] if refused else ""
+            name = name if "." in name else f"builtins.{name}"
+            if refused is None or name in foreign:
                 raise
-            foreign.add(refused[1])
+            foreign.add(name)
 
 
 def _load(path: Path, foreign: set[str]) -> Any:
     """Reads with torch's safe unpickler; a placeholder stands for every class in `foreign`."""
-    with torch.serialization.safe_globals([(_placeholder(name), name) for name in foreign]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    placeholders: list[Any] = [(_placeholder(name), name) for name in foreign]
+    # Given a path instead of an open file torch would go by the file's name.
+    with path.open("rb") as file, torch.serialization.safe_globals(placeholders):
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _placeholder(name: str) -> type:
-    """A class that takes any arguments and any state, keeps nothing, and runs nothing."""
+    """A class that runs nothing: its instances become plain dictionaries of what the pickled objects held.
+
+    Objects of numpy, whose state is no dictionary, become empty ones.
+    """
+
+    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return dict.__new__(cls) if name.startswith("numpy.") else OrderedDict()
 
     def swallow(self: Any, *args: Any, **kwargs: Any) -> None:
         pass
-
-    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-        return dict.__new__(cls)
 
     return type(name.rpartition(".")[2], (dict,), {"__new__": new, "__init__": swallow, "__setstate__": swallow})
 

@@ -23,7 +23,7 @@ class Key:
         flat: how many of our leading axes are one in the published tensor: flat=2 says that (4, E, N) is published as
             (4 E, N).
         squeeze: the published tensor is ours without its first axis, which has size 1.
-        joined: the published tensors lie one after the other along our first axis, instead of each being an entry of it.
+        joined: the published tensors lie one after the other along our first axis; else each is an entry of it.
     """
 
     published: str | tuple[str, ...]

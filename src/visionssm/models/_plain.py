@@ -264,8 +264,9 @@ class PlainBackbone(Backbone):
     def _feature(self, index: int, hidden: Tensor, residual: Tensor, rotation: Rotation | None) -> Tensor:
         if self.feature == "mixer":
             return hidden
-        if self.feature == "rotated_stream" and index < len(self.feature_info) - 1:
-            hidden, residual = self._rotated(hidden, residual, rotation)
+        if self.feature == "rotated_stream" and rotation is not None and index < len(self.feature_info) - 1:
+            hidden = rotate_pairs(hidden, *rotation)
+            residual = rotate_pairs(residual, *rotation) if self.rotate_residual else residual
         return residual + hidden
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -295,7 +296,7 @@ class PlainBackbone(Backbone):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | list[int] | tuple[int, ...] | None = None,
+        indices: int | list[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
@@ -334,7 +335,7 @@ class PlainBackbone(Backbone):
         return self.norm(stream).to(tokens.dtype), outputs
 
     def prune_intermediate_layers(
-        self, indices: int | list[int] | tuple[int, ...] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drops the blocks after the last asked for, and the norm and head if wanted; returns the indices kept."""
         take, last = feature_take_indices(self._steps(), indices)
@@ -391,6 +392,7 @@ def init_plain(model: PlainBackbone, *, legacy: bool = False) -> None:
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             module.weight /= math.sqrt(len(model.blocks))
     lecun_normal_(model.stem.proj.weight)
+    assert model.stem.proj.bias is not None
     nn.init.zeros_(model.stem.proj.bias)
     if isinstance(model.head, nn.Linear):
         nn.init.trunc_normal_(model.head.weight, std=0.02)

@@ -1,8 +1,7 @@
 """EfficientVMamba: Atrous Selective Scan for Light Weight Visual Mamba.
 
 Paper: arXiv 2403.09977. Code: github.com/TerryPei/EfficientVMamba; its README says Apache-2.0, for the weights
-    (ImageNet-1K) too,
-but no licence file comes with either.
+(ImageNet-1K) too, but no licence file comes with either.
 
 Two stages of state-space blocks, whose four paths share the pixels between them, then two stages of inverted residual
 blocks. Inside, features are (batch, H, W, C).
@@ -41,14 +40,12 @@ class ES2D(SS2D):
     """
 
     def scan_map(self, x: Tensor) -> Tensor:
-        H, W = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
-        quarters = (
-            x.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
-        )  # (batch, h, w, column, row, E)
-        h, w = quarters.shape[1:3]
-        y = self.scan(quarters.flatten(3, 4).flatten(1, 2), self.paths(h, w, device=x.device), merge=False)
-        y = y.view(quarters.shape).permute(0, 1, 4, 2, 3, 5).reshape(x.shape)
+        batch, H, W, E = x.shape
+        h, w = (H + 1) // 2, (W + 1) // 2
+        x = F.pad(x, (0, 0, 0, 2 * w - W, 0, 2 * h - H))
+        quarters = x.view(batch, h, 2, w, 2, E).permute(0, 1, 3, 4, 2, 5)  # path k is 2 * column + row
+        y = self.scan(quarters.reshape(batch, h * w, 4, E), self.paths(h, w, device=x.device), merge=False)
+        y = y.view(batch, h, w, 2, 2, E).permute(0, 1, 4, 2, 3, 5).reshape(batch, 2 * h, 2 * w, E)
         return y[:, :H, :W]
 
 
@@ -95,13 +92,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normalised = self.norm(x)
         update = self.mixer(normalised)
-        if self.conv_branch is not None:
+        if self.conv_branch is not None and self.gate is not None:
             update = self.gate(update) + self.gate(self.conv_branch(normalised))
         return x + self.drop_path(update)
 
 
 class InvertedResidual(nn.Module):
-    """1x1, depthwise 3x3 and 1x1 convolutions over 4 C channels, with squeeze and excitation: (batch, H, W, C) to the same."""
+    """x + 1x1, depthwise 3x3 and 1x1 convolutions over 4 C channels with squeeze and excitation, (batch, H, W, C)."""
 
     def __init__(self, width: int, drop_path: float) -> None:
         super().__init__()
@@ -118,7 +115,7 @@ class InvertedResidual(nn.Module):
 
 
 def _key_table(pattern: str, depths: Sequence[int]) -> KeyTable:
-    """A convolutional stage is published as one flat sequence: a change of layout, its blocks, another, and what follows."""
+    """A convolutional stage is published as a flat sequence: a change of layout, blocks, another change, downsample."""
     keys = [Key("patch_embed.0.*", "stem.conv1.*"), Key("patch_embed.2.*", "stem.norm1.*")]
     for i, (kind, depth) in enumerate(zip(pattern, depths, strict=True)):
         if kind == "S":
@@ -181,8 +178,8 @@ class EfficientVMamba(HierarchicalBackbone):
         pattern: a letter per stage: "S" for state-space blocks, "C" for inverted residual (convolutional) ones.
         expansion: E / C.
         state: N.
-        scan_mode: "atrous", or "cross" for VMamba's four paths over all pixels; or a function `(H, W, device=...) ->
-            (4, T) int32` of your own, for the whole map.
+        scan_mode: "atrous", or "cross" for VMamba's four paths over all pixels; or a function
+            `(H, W, device=...) -> (4, T) int32` of your own, for the whole map.
         fusion: the convolution branch beside the scan, and the gate that both share.
         drop_path_rate: of the last block; grows linearly from 0.
         out_norms: a LayerNorm on each stage's feature, as in the published dense-prediction form.

@@ -61,7 +61,8 @@ class GroupedLayerNorm(nn.Module):
 
 
 class GroupedScan(nn.Module):
-    """The paper's VSSS block for all groups at once: in_proj, depthwise 3x3 convolution, SiLU, scan, norm, gate, out_proj.
+    """The paper's VSSS block for all groups at once: in_proj, depthwise 3x3 convolution, SiLU, scan, norm, gate,
+    out_proj.
 
     Each group has its own parameters and walks its own direction, or `directions` of them, whose outputs are summed.
 
@@ -127,7 +128,8 @@ class ChannelAffinity(nn.Module):
 
 
 class ModulatedGroupMamba(nn.Module):
-    """The released layer: norm, scan of the groups, times the normalised input and the channel affinity, the same norm, linear.
+    """The released layer: norm, scan of the groups, times the normalised input and the channel affinity, the same norm
+    again, linear.
 
     Shapes: (batch, H, W, C) to (batch, H, W, C).
     """
@@ -176,10 +178,10 @@ class Block(nn.Module):
 
 
 class PaperBlock(nn.Module):
-    """The layer as the paper prints it: in every group scan and MLP with residuals, channel affinity, and one MLP over all.
+    """The layer as the paper prints it: scan and MLP with residuals in every group, channel affinity, an MLP over all.
 
-    Z' = Z + scan(norm(Z)) and Z'' = Z' + MLP(norm(Z')) for the groups Z of x; then x + MLP(norm(concat(Z'') *
-    affinity(x))).
+    Z' = Z + scan(norm(Z)) and Z'' = Z' + MLP(norm(Z')) for the groups Z of x; then
+    x + MLP(norm(concat(Z'') * affinity(x))).
     """
 
     def __init__(
@@ -353,8 +355,8 @@ class GroupMamba(HierarchicalBackbone):
         self.last_norm = choose("last_norm", last_norm, LAST_NORMS)
         if (groups, directions, layer) != (4, 1, "released"):
             self.key_table = KeyTable([])  # no weights were published, so there are no other names than ours
-        options: dict[str, Any] = {"groups": groups, "directions": directions, "path_builder": path_builder, "state":
-            state}
+        options: dict[str, Any] = {"groups": groups, "directions": directions, "path_builder": path_builder}
+        options["state"] = state
         block_class = Block if layer == "released" else PaperBlock
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stem = ConvStem(in_chans, stem_width, widths[0])
@@ -401,8 +403,7 @@ class GroupMamba(HierarchicalBackbone):
     def pool(self, x: Tensor) -> Tensor:
         return self.norm(self.pooled_block(x.mean((2, 3))[:, None, None]))[:, 0, 0]
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:  # type:
-    ignore[override]
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
         """Pools and classifies what forward_features returns; with `pre_logits` only pools.
 
         Returns:
@@ -441,7 +442,9 @@ class GroupMamba(HierarchicalBackbone):
     def prune_intermediate_layers(
         self, indices: int | list[int] | tuple[int, ...] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops the stages after the last asked for, and norm, head and pooled-token block if wanted; returns the indices kept."""
+        """Drops the stages after the last asked for, and norm, heads and pooled block if wanted; returns the indices
+        kept.
+        """
         take = super().prune_intermediate_layers(indices, prune_norm and self.last_norm != "final", prune_head)
         if prune_head:
             self.pooled_block = nn.Identity()

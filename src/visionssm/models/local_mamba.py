@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..layers.patches import PatchMerging, PatchStem
 from ..layers.selective import SelectiveScan
 from ..layers.ss2d import SS2D
 from ..ops import paths
+from ..ops.reorder import reorder
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, choose, init_linear_layers
 from ._keys import Key, KeyTable
@@ -293,71 +293,22 @@ class LocalVMamba(HierarchicalBackbone):
 
 @paths.cached
 def walk_table(H: int, W: int, names: Sequence[str], class_token: str, *, device: torch.device | None = None) -> Tensor:
-    """The token that each walk reads at each step: (T, K) integers, -1 over padding.
+    """The token that each walk reads at each step: (K, T), -1 over padding.
 
     A class token is read at the same step of every walk as that at which it lies in the sequence.
     """
-    walk = paths.directions(H, W, names, device=device).t().long()
+    walk = paths.directions(H, W, names, device=device)
     for place in class_positions(class_token, H * W):
-        walk = walk + (walk >= place).long()
-        walk = torch.cat((walk[:place], walk.new_full((1, walk.shape[1]), place), walk[place:]))
+        walk = walk + (walk >= place)
+        walk = torch.cat((walk[:, :place], walk.new_full((walk.shape[0], 1), place), walk[:, place:]), dim=1)
     return walk
 
 
 @paths.cached
 def step_table(H: int, W: int, names: Sequence[str], class_token: str, *, device: torch.device | None = None) -> Tensor:
-    """The step at which each walk reads each token: (L, K) integers, the inverse of :func:`walk_table`."""
+    """The step at which each walk reads each token: (K, L)."""
     walk = walk_table(H, W, names, class_token, device=device)
-    length = H * W + len(class_positions(class_token, H * W))
-    steps = torch.arange(walk.shape[0], device=walk.device)[:, None].expand(walk.shape)
-    return (
-        torch.zeros_like(walk[:1])
-        .expand(length + 1, -1)
-        .scatter(0, torch.where(walk < 0, length, walk), steps)[:length]
-    )
-
-
-def _read(values: Tensor, rows: Tensor, padded: bool = False) -> Tensor:
-    """values[:, rows[i, k], k] as (batch, rows, K, E); values are (batch, S, K, E), or (batch, S, E) for all k. Zero for row -1."""
-    index = rows.clamp(min=0) if padded else rows
-    if values.dim() == 4:
-        K = rows.shape[1]
-        index = index * K + torch.arange(K, device=rows.device)
-        values = values.flatten(1, 2)
-    taken = values.index_select(1, index.flatten()).unflatten(1, rows.shape)
-    return taken * (rows >= 0)[..., None] if padded else taken
-
-
-def _padded(walk: Tensor, steps: Tensor) -> bool:
-    """Whether walks step over padding; only then is there anything to mask."""
-    return not statically_known_true(walk.shape[0] == steps.shape[0])
-
-
-class _Walk(torch.autograd.Function):
-    """Tokens (batch, L, E) to walking order (batch, T, K, E); backward reads too, so nothing is added up in changing order."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, walk: Tensor, steps: Tensor) -> Tensor:
-        ctx.save_for_backward(steps)
-        return _read(tokens, walk, _padded(walk, steps))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return _read(grad, ctx.saved_tensors[0]).sum(2), None, None
-
-
-class _Unwalk(torch.autograd.Function):
-    """Walking order (batch, T, K, E) to the tokens' order (batch, L, K, E); what was read over padding is dropped."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, walk: Tensor, steps: Tensor) -> Tensor:
-        ctx.save_for_backward(walk, steps)
-        return _read(values, steps)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        walk, steps = ctx.saved_tensors
-        return _read(grad, walk, _padded(walk, steps)), None, None
+    return paths.inverse(walk, H * W + len(class_positions(class_token, H * W)))
 
 
 class WalkConv(nn.Module):
@@ -435,9 +386,9 @@ class LocalVimMixer(nn.Module):
         """Convolution and scan along every direction: (batch, L, E) to (batch, L, K, E), float32 or wider."""
         walk = walk_table(*grid, self.directions, self.class_token, device=x.device)
         steps = step_table(*grid, self.directions, self.class_token, device=x.device)
-        x = F.silu(self.conv(_Walk.apply(x, walk, steps)))
-        straight = paths.directions(1, walk.shape[0], ("h",) * walk.shape[1], device=x.device)
-        return _Unwalk.apply(self.scan(x, straight, merge=False), walk, steps)
+        x = F.silu(self.conv(reorder(x, walk, steps, complete=True)))
+        straight = paths.directions(1, walk.shape[1], ("h",) * walk.shape[0], device=x.device)
+        return reorder(self.scan(x, straight, merge=False), steps, walk, complete=True)
 
 
 class LocalVim(PlainBackbone):
@@ -504,7 +455,7 @@ class LocalVim(PlainBackbone):
         init_plain(self, legacy=True)
         self.stem.proj.reset_parameters()
         if class_token != "none":
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
+            nn.init.trunc_normal_(self.get_parameter("cls_token"), std=0.02)
 
 
 def _vim_key_table(num_paths: int) -> KeyTable:

@@ -435,7 +435,7 @@ default_cfgs = register_releases(
             "L3-512-21K", 739_570_472, 489.1, 88.1, 98.6, 512, crop_pct=0.93, crop_mode="squash"
         ),
         "mambavision_nano": Release(
-            params=149_114,
+            params=231_954,
             num_classes=10,
             input_size=(3, 32, 32),
             pool_size=(1, 1),
@@ -510,6 +510,6 @@ def mambavision_large3_512(pretrained: bool = False, **kwargs: Any) -> MambaVisi
 
 @register_model
 def mambavision_nano(pretrained: bool = False, **kwargs: Any) -> MambaVision:
-    """A MambaVision of 6 blocks for 32x32 images: for demonstrations and tests."""
-    config = {"width": 8, "stem_width": 16, "depths": (1, 1, 2, 2), "heads": (2, 4), "img_size": 32}
+    """A MambaVision of 7 blocks for 32x32 images: for demonstrations and tests."""
+    config = {"width": 12, "stem_width": 16, "depths": (2, 2, 2, 1), "heads": (2, 4), "img_size": 32}
     return _mambavision("mambavision_nano", pretrained, kwargs, **config)

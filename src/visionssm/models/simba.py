@@ -229,8 +229,8 @@ class SimbaStage(Stage):
 class Simba(HierarchicalBackbone):
     """SiMBA. Any input size works, square or not; every stage rounds sizes up.
 
-    Features of dense prediction are the normalised outputs of the stages. `forward_features` returns tokens (batch, 1 + H W, C): the
-    class token, then the last map in raster order, all normalised.
+    Features of dense prediction are the normalised outputs of the stages. `forward_features` returns tokens
+    (batch, 1 + H W, C): the class token, then the last map in raster order, all normalised.
 
     Args:
         in_chans, num_classes, drop_rate: as in every timm model.
@@ -338,7 +338,7 @@ class Simba(HierarchicalBackbone):
         _init_convolutions(self)
 
     def stage_feature(self, x: Tensor, index: int) -> Tensor:
-        return self.stages[index].norm(x)
+        return cast(SimbaStage, self.stages[index]).norm(x)
 
     def finish(self, x: Tensor) -> Tensor:
         tokens = x.flatten(1, 2)
@@ -423,7 +423,7 @@ def _init_convolutions(model: nn.Module) -> None:
 
 
 def random_box(rows: int, columns: int) -> Box:
-    """MixToken's box (top, left, bottom, right) on a grid: a uniform share of its area around a uniform centre, cut at the edges."""
+    """MixToken's box (top, left, bottom, right): a uniform share of a grid around a uniform centre, cut at the edges."""
     share = math.sqrt(1 - float(torch.rand(())))
 
     def side(size: int) -> tuple[int, int]:
@@ -471,7 +471,9 @@ def token_label_loss(
     if target.dim() == 2:
         target = target.unsqueeze(-1).expand(-1, -1, 2 + tokens)
     if target.shape[2] != 2 + tokens:
-        raise ValueError(f"target: got shape {tuple(target.shape)}, need (batch, classes, 2 + {tokens}) for {tokens} tokens")
+        raise ValueError(
+            f"target: got shape {tuple(target.shape)}, need (batch, classes, 2 + {tokens}) for {tokens} tokens"
+        )
     kept = 1 - (box[2] - box[0]) * (box[3] - box[1]) / tokens
     label = target[:, :, 1]
     label = kept * label + (1 - kept) * label.flip(0)

@@ -147,12 +147,15 @@ class VimMixer(nn.Module):
         """What happens between the projections, (batch, L, 2 E) to (batch, L, E), without the halving."""
         x, z = xz.chunk(2, dim=-1)
         L = x.shape[1]
-        x = F.silu(self.conv(x))
+        in_place = not torch.is_grad_enabled()
+        x = F.silu(self.conv(x), inplace=in_place)
         if x.shape[2] == 1:
             x = x.squeeze(2)
         walk = paths.forward_backward if self.bidirectional else paths.raster
         y = self.scan(x, walk(1, L, device=x.device))
-        return (y * F.silu(z)).to(xz.dtype)
+        gate = F.silu(z)
+        y = y.mul_(gate) if in_place else y * gate
+        return y.to(xz.dtype)
 
 
 class Vim(PlainBackbone):
@@ -192,9 +195,8 @@ class Vim(PlainBackbone):
         **plain: Any,
     ) -> None:
         legacy = choose("init", init, INITS) == "legacy"
-
-        def mixer() -> VimMixer:
-            return VimMixer(
+        mixers = [
+            VimMixer(
                 width,
                 expansion=expansion,
                 state=state,
@@ -205,16 +207,18 @@ class Vim(PlainBackbone):
                 layer_scale=layer_scale,
                 dt_init="linear" if legacy else "mamba",
             )
-
-        blocks = [TwoStreamBlock(width, mixer(), rate) for rate in drop_path_rates(drop_path_rate, depth)]
+            for _ in range(depth)
+        ]
+        rates = drop_path_rates(drop_path_rate, depth)
+        blocks = [TwoStreamBlock(width, mixer, rate) for mixer, rate in zip(mixers, rates, strict=True)]
         super().__init__(
             blocks, in_chans, num_classes, global_pool, drop_rate, width=width, class_token=class_token, **plain
         )
         self.key_table = _key_table(directions)
         init_plain(self, legacy=legacy)
         if legacy:
-            for block in blocks:
-                nn.init.trunc_normal_(block.mixer.scan.x_proj_weight, std=0.02)
+            for mixer in mixers:
+                nn.init.trunc_normal_(mixer.scan.x_proj_weight, std=0.02)
 
 
 def _key_table(directions: str) -> KeyTable:

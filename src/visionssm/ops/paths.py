@@ -39,6 +39,12 @@ def _grid(H: int, W: int, device: Device) -> Tensor:
     return torch.arange(H * W, dtype=torch.int32, device=device).view(H, W)
 
 
+def _transposed_grid(H: int, W: int, device: Device) -> Tensor:
+    """The grid's transpose, computed instead of viewed: a view's strides would tie an exported model to its image size."""
+    rows, columns = (torch.arange(side, dtype=torch.int32, device=device) for side in (H, W))
+    return columns[:, None] + rows * W
+
+
 def _padded_grid(H: int, W: int, multiple: int, device: Device) -> Tensor:
     """Positions on a grid enlarged at the bottom and at the right to multiples; -1 on what was added."""
     rows = torch.arange((H + multiple - 1) // multiple * multiple, dtype=torch.int32, device=device)[:, None]
@@ -69,7 +75,7 @@ def transposed(H: int, W: int, *, device: Device = None) -> Tensor:
         >>> transposed(2, 3)
         tensor([[0, 3, 1, 4, 2, 5]], dtype=torch.int32)
     """
-    return _rows(_grid(H, W, device).t())
+    return _rows(_transposed_grid(H, W, device))
 
 
 def reverse(path: Tensor) -> Tensor:
@@ -93,13 +99,15 @@ def cross(H: int, W: int, *, device: Device = None) -> Tensor:
                 [3, 2, 1, 0],
                 [3, 1, 2, 0]], dtype=torch.int32)
     """
-    grid = _grid(H, W, device)
-    return _rows(grid, grid.t(), grid.flip(0, 1), grid.t().flip(0, 1))
+    grid, columns = _grid(H, W, device), _transposed_grid(H, W, device)
+    return _rows(grid, columns, grid.flip(0, 1), columns.flip(0, 1))
 
 
 @cached
 def cross_cycle(H: int, W: int, count: int, *, device: Device = None) -> Tensor:
-    """The four paths of :func:`cross` over and over, one for each group of channels (GroupMamba, arXiv 2407.13772): (count, H W).
+    """The four paths of :func:`cross` over and over, `count` in all: (count, H W).
+
+    One for each group of channels of GroupMamba (arXiv 2407.13772).
 
     Example:
         >>> cross_cycle(2, 2, 2)
@@ -113,11 +121,18 @@ def cross_cycle(H: int, W: int, count: int, *, device: Device = None) -> Tensor:
 def raster_transposed(H: int, W: int, *, device: Device = None) -> Tensor:
     """Raster, transposed, and both again: (4, H W).
 
-    It is how EfficientVMamba (arXiv 2403.09977) walks the four maps of every second pixel; :func:`atrous` is the same in the whole
-    map's positions.
+    How EfficientVMamba (arXiv 2403.09977) walks its four sub-grids; :func:`atrous` is the same in positions of the
+    whole map.
+
+    Example:
+        >>> raster_transposed(2, 2)
+        tensor([[0, 1, 2, 3],
+                [0, 2, 1, 3],
+                [0, 1, 2, 3],
+                [0, 2, 1, 3]], dtype=torch.int32)
     """
-    grid = _grid(H, W, device)
-    return _rows(grid, grid.t(), grid, grid.t())
+    grid, columns = _grid(H, W, device), _transposed_grid(H, W, device)
+    return _rows(grid, columns, grid, columns)
 
 
 @cached
@@ -305,6 +320,18 @@ def _hilbert_point(side: int, distance: int) -> tuple[int, int]:
         distance //= 4
         scale *= 2
     return x, y
+
+
+def inverse(path: Tensor, length: int) -> Tensor:
+    """The step at which each of `length` positions is visited, -1 where it never is: (K, length).
+
+    Example:
+        >>> inverse(transposed(2, 3), 6)
+        tensor([[0, 2, 4, 1, 3, 5]], dtype=torch.int32)
+    """
+    steps = torch.arange(path.shape[1], dtype=path.dtype, device=path.device).expand(path.shape)
+    table = path.new_full((path.shape[0], length + 1), -1)
+    return table.scatter(1, torch.where(path < 0, length, path).long(), steps)[:, :length]
 
 
 def pad(path: Tensor, steps: int) -> Tensor:

@@ -20,6 +20,7 @@ from .triton_common import (
     pick_row,
     project_dt,
     scan_steps,
+    shift_rows,
     sigmoid_of_softplus,
     softplus,
 )
@@ -189,7 +190,7 @@ def tile_backward(
                     drive = coefficient * x_rows * B_rows[:, None]
                     h = scan_steps(decay, drive, state, rows)
                     g, carried = _walk_back(decay, C_rows[:, None] * dy, carried, rows, BT)
-                    held = g * (h - drive)
+                    held = g * decay * shift_rows(h, state, rows, BT)
                     gB = g * B_rows[:, None]
                     dx += gB * coefficient
                     if ZOH:

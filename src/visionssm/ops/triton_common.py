@@ -104,6 +104,15 @@ def scan_steps(decay, drive, state, rows):
 
 
 @triton.jit
+def shift_rows(tile, first, rows, BT: tl.constexpr):
+    """Each row moved one down, below the row `first`; as free as :func:`pick_row`."""
+    shifted = tl.where((rows == 0)[:, None], first[None, :], tile)
+    for i in tl.static_range(1, BT):
+        shifted = tl.where((rows == i)[:, None], pick_row(tile, rows, i - 1)[None, :], shifted)
+    return shifted
+
+
+@triton.jit
 def load_or_zero(pointers, mask, MASKED: tl.constexpr):
     """A load as float32 that costs no predicates where nothing needs masking."""
     if MASKED:

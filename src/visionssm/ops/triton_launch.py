@@ -45,7 +45,7 @@ def _launch(call: Call, kernel: Any, programs: int, warps: int, **arguments: Any
     """Runs a kernel with those of the call's arguments, and of these, that it names."""
     arguments = call.arguments | arguments
     options = {"num_warps": warps}
-    if call.device.type == "cuda" and torch.version.hip is None:
+    if call.device.type == "cuda":
         options["enable_fp_fusion"] = True  # without it, multiply-adds are two instructions
     kernel[(programs,)](**{name: arguments[name] for name in kernel.arg_names}, **options)
 

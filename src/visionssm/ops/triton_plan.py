@@ -136,11 +136,11 @@ def strides(name: str, value: Tensor) -> dict[str, int]:
 def _chunks(warps: int, enough: int, T: int) -> tuple[int, int]:
     """Into how many chunks walks are cut, and their steps: one where images, paths and channels keep the device busy.
 
-    Chunks are walked twice, so that two of them would gain nothing.
+    Chunks are walked twice, so that fewer than four gain little.
     """
     if 0 < warps < enough:
         chunks = min(-(-2 * enough // warps), T // CHUNK_STEPS)
-        if chunks > 2:
-            steps = -(-T // chunks // CHUNK_STEPS) * CHUNK_STEPS
+        if chunks > 3:
+            steps = T // chunks // CHUNK_STEPS * CHUNK_STEPS
             return -(-T // steps), steps
     return 1, T

@@ -43,7 +43,7 @@ class ClassificationTask(LightningModule):
         self.card = card
         self.batches_per_epoch = batches_per_epoch
         self.ema = None
-        if config.ema_decay is not None:
+        if config.ema_decay:
             self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup)
         self.mixup = None
         if config.mixup or config.cutmix:

@@ -62,7 +62,7 @@ class TrainConfig:
     layer_decay: float | None = _setting(None, "factor of the learning rate from each layer to the one below")
     clip_grad: float | None = _setting(1.0, "longest gradient norm; null: not clipped")
     max_skipped: int = _setting(10, "stop after so many steps in a row with a loss or gradient that isn't finite")
-    ema_decay: float | None = _setting(None, "average the weights with this decay, such as 0.9998")
+    ema_decay: float | None = _setting(None, "average the weights with this decay, such as 0.9998; 0: off")
     ema_warmup: bool = _setting(True, "shorter average in the first steps")
 
     scale: tuple[float, float] | None = _setting(None, "share of the image that a random crop covers")
@@ -125,10 +125,11 @@ def with_defaults(config: TrainConfig) -> TrainConfig:
     """
     digits = config.data == "digits"
     fine_tuning = config.pretrained or config.checkpoint is not None
-    epochs = config.epochs if config.epochs is not None else 30
+    epochs = config.epochs if config.epochs is not None else 32
     chosen: dict[str, Any] = {
         "epochs": epochs,
-        "lr": 2e-4 if fine_tuning else 2e-3 if digits else 1e-3,
+        "lr": 2e-4 if fine_tuning else 3e-3 if digits else 1e-3,
+        "ema_decay": 0.99 if digits else 0.0,
         "warmup_epochs": epochs / 10,
         "scale": (0.7, 1.0) if digits else (0.35, 1.0) if fine_tuning else (0.08, 1.0),
         "hflip": 0.0 if digits else 0.5,
@@ -210,6 +211,10 @@ def _check_ranges(config: TrainConfig) -> None:
             value = getattr(config, name)
             if value is not None and not holds(value):
                 raise ValueError(f"{name}={value}: {rule}")
+    if config.lr is not None and config.lr < config.min_lr:
+        raise ValueError(
+            f"lr={config.lr}: below min_lr={config.min_lr}, where the schedule is to end; lower min_lr too"
+        )
     if (config.mixup or config.cutmix) and config.batch_size % 2:
         raise ValueError(f"batch_size={config.batch_size}: mixup and cutmix need an even number")
     if config.pretrained and config.checkpoint:

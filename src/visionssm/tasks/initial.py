@@ -56,7 +56,9 @@ def _weights(config: TrainConfig) -> dict[str, Any]:
     if card.model != config.model:
         raise ValueError(f"{path} holds weights of {card.model}, not of {config.model}; choose --model {card.model}")
     state, _ = model_weights(content["state_dict"])
-    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
+    # timm keeps a classifier whose number of classes is the model's, and starts another one afresh.
+    weights = {"state_dict": state, "num_classes": len(card.class_names)}
+    return {"pretrained": True, "pretrained_cfg_overlay": weights}
 
 
 def _preprocessing(model: nn.Module, config: TrainConfig) -> Preprocessing:

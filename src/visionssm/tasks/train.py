@@ -10,13 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, Trainer
+import torch
+from lightning.pytorch import Trainer
 
-from visionssm.data.digits import load_digits
-from visionssm.data.folder import load_image_folder
-from visionssm.data.images import LabeledImages, Splits
-from visionssm.data.loader import ResumableLoader, make_loader, seed_everything
-from visionssm.data.transforms import Preprocessing, eval_transform, train_transform
+from visionssm.data.images import Splits
+from visionssm.data.loader import seed_everything
 from visionssm.tasks.callbacks import (
     UNREADABLE,
     AtomicCheckpointIO,
@@ -29,6 +27,7 @@ from visionssm.tasks.callbacks import (
 )
 from visionssm.tasks.checkpoint import LAST, ModelCard, load_classifier, pick_device
 from visionssm.tasks.classification import ClassificationTask
+from visionssm.tasks.classification_data import ClassificationData, load_splits, worker_count
 from visionssm.tasks.config import PRECISIONS, TrainConfig, with_defaults
 from visionssm.tasks.evaluation import Evaluation, evaluate
 from visionssm.tasks.figures import save_confusion_matrix, save_learning_curve
@@ -85,81 +84,6 @@ def train(config: TrainConfig, force: bool = False) -> TrainResult:
     return finish(run.folder, splits, config, task.history, device.type)
 
 
-def load_splits(config: TrainConfig) -> Splits:
-    """The data that the settings name."""
-    if config.data == "digits":
-        return load_digits()
-    return load_image_folder(config.data, config.val_share, config.split_seed)
-
-
-class ClassificationData(LightningDataModule):
-    """The loaders of a run, for any number of processes."""
-
-    def __init__(self, splits: Splits, preprocessing: Preprocessing, config: TrainConfig, pin_memory: bool = False):
-        super().__init__()
-        self.splits = splits
-        self.config = config
-        self.pin_memory = pin_memory
-        self.position: dict[str, int] | None = None
-        assert config.scale is not None
-        assert config.hflip is not None
-        self.eval_transform = eval_transform(preprocessing)
-        self.train_transform = train_transform(
-            preprocessing,
-            scale=config.scale,
-            ratio=config.ratio,
-            hflip=config.hflip,
-            color_jitter=config.color_jitter,
-            auto_augment=config.auto_augment,
-            random_erasing=config.random_erasing,
-        )
-
-    def train_dataloader(self) -> ResumableLoader:
-        """Shuffled and augmented, full batches only; after a restart, it continues where the checkpoint was taken."""
-        self.train_loader = self._loader(self.splits.train, training=True)
-        if self.position is not None:
-            self.train_loader.load_state_dict(self.position)
-        return self.train_loader
-
-    def val_dataloader(self) -> ResumableLoader:
-        """In order."""
-        return self._loader(self.splits.val, training=False)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the training data. Lightning keeps it too, but drops it at the end of an epoch."""
-        return self.train_loader.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The position from which the next loader continues."""
-        self.position = state_dict
-
-    def batches_per_epoch(self) -> int:
-        """Training batches of each process."""
-        return len(self._loader(self.splits.train, training=True))
-
-    def _loader(self, images: LabeledImages, training: bool) -> ResumableLoader:
-        distributed = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size} if self.trainer else {}
-        return make_loader(
-            images,
-            self.train_transform if training else self.eval_transform,
-            self.config.batch_size,
-            training=training,
-            seed=self.config.seed,
-            workers=worker_count(self.config),
-            pin_memory=self.pin_memory,
-            **distributed,
-        )
-
-
-def worker_count(config: TrainConfig) -> int:
-    """Processes that load images: none for digits, which are in memory, else one per core up to eight."""
-    if config.workers is not None:
-        return config.workers
-    import os
-
-    return 0 if config.data == "digits" else min(8, os.cpu_count() or 1)
-
-
 def fit(task: ClassificationTask, data: ClassificationData, config: TrainConfig, run: Run, device: str) -> None:
     """Run Lightning's trainer to the end of the last epoch."""
     assert config.epochs is not None
@@ -190,8 +114,17 @@ def fit(task: ClassificationTask, data: ClassificationData, config: TrainConfig,
             trainer.fit(task, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
         except (TrainingInterrupted, SystemExit) as interruption:
             # Lightning answers a second Ctrl-C with SystemExit.
-            print(f"stopped; {run.folder / LAST} has the state: the same command continues from it")
+            last = run.folder / LAST
+            saved = f"{last} has the state: the same command continues from it"
+            print("stopped;", saved if last.is_file() else "nothing was saved yet")
             raise KeyboardInterrupt from interruption
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            raise ValueError(
+                f"out of memory on {device} with batch_size={config.batch_size}: half of it with accumulate="
+                f"{2 * config.accumulate} gives the same steps in less memory; a smaller img_size helps too"
+            ) from error
 
 
 def finish(
@@ -212,6 +145,10 @@ def finish(
     save_learning_curve(history, folder / LEARNING_CURVE)
     save_confusion_matrix(evaluation, folder / CONFUSION)
     return TrainResult(folder, history, evaluation, part)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @contextmanager

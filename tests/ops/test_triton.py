@@ -1,0 +1,160 @@
+"""The `triton` back-end in Triton's interpreter: every kernel, and every way to cut a call, against the definition in float64.
+
+The interpreter knows the kernels' arithmetic and addresses, not the layouts, speed and rounding of a GPU.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from scan_cases import make_case
+
+from visionssm.ops import explain_backend, path_scan, paths, triton_plan
+
+pytestmark = pytest.mark.skipif(explain_backend("cpu")["triton"] is not None, reason="needs Triton and TRITON_INTERPRET=1")
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """Fills what torch.empty gives with NaN, so that no result can come from memory that no kernel wrote."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def all_paths_in_one_program(monkeypatch):
+    """What a batch is given that keeps the whole device busy."""
+    monkeypatch.setattr(triton_plan, "WARPS_PER_PROCESSOR", 0)
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    monkeypatch.setattr(triton_plan, "CHUNK_STEPS", 16)
+
+
+def check(case, dtype=torch.float32, tolerance=1e-6):
+    found, expected = case.gradients("triton", dtype), case.gradients("reference")
+    assert found.keys() == expected.keys()
+    errors = {key: relative_error(found[key], expected[key]) for key in expected}
+    assert {key: value for key, value in errors.items() if not value < tolerance} == {}
+
+
+def relative_error(value, expected):
+    assert value.shape == expected.shape
+    return float((value.double() - expected).norm() / max(float(expected.norm()), 1e-30))
+
+
+ATROUS = paths.atrous(3, 5)
+PADDED = paths.pad(paths.forward_backward(2, 4), 11).roll(2, 1)
+
+CASES = {
+    "four_paths": lambda: make_case(batch=1, grid=(3, 5), N=1),
+    "one_path": lambda: make_case(path=paths.raster(3, 5), grid=(3, 5), N=1, initial_state=True),
+    "unmerged": lambda: make_case(batch=1, grid=(3, 3), N=1, merge=False),
+    "input_per_path": lambda: make_case(batch=1, path=PADDED, grid=(2, 4), N=1, input_per_path=True),
+    "incomplete": lambda: make_case(batch=1, path=ATROUS, grid=(3, 5), N=1, initial_state=True),
+    "padding": lambda: make_case(batch=1, path=PADDED, grid=(2, 4), N=3),
+    "one_pixel": lambda: make_case(grid=(1, 1), N=2),
+    "more_than_a_tile": lambda: make_case(batch=1, path=paths.transposed(5, 7), grid=(5, 7), N=1),
+    "two_blocks": lambda: make_case(batch=1, path=paths.raster(2, 4), grid=(2, 4), E=70, N=1),
+    "three_blocks": lambda: make_case(batch=1, path=paths.raster(2, 4), grid=(2, 4), E=96, N=2),
+    "low_rank": lambda: make_case(batch=1, path=PADDED, grid=(2, 4), N=1, rank=20),
+    "high_rank": lambda: make_case(batch=1, path=paths.raster(2, 4), grid=(2, 4), N=1, rank=40),
+    "eight_states": lambda: make_case(batch=1, path=paths.forward_backward(1, 9), grid=(1, 9), N=8, rank=3),
+    "nine_states": lambda: make_case(batch=1, path=PADDED, grid=(2, 4), N=9, initial_state=True),
+    "no_skip_no_bias": lambda: make_case(batch=1, path=paths.raster(2, 4), grid=(2, 4), N=2, skip=False, bias=False),
+    "zoh": lambda: make_case(batch=1, path=paths.raster(2, 5), grid=(2, 5), N=2, discretization="zoh"),
+    "zoh_eight_states": lambda: make_case(batch=1, path=paths.raster(1, 6), grid=(1, 6), N=8, discretization="zoh"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32_is_near_float64(name):
+    check(CASES[name]())
+
+
+def test_softplus_off():
+    case = make_case(batch=1, path=paths.raster(2, 4), grid=(2, 4), N=1, bias=False, softplus=False)
+    case.tensors["dt"] = case.tensors["dt"].abs() / 2
+    check(case)
+
+
+@pytest.mark.usefixtures("all_paths_in_one_program")
+@pytest.mark.parametrize("name", ["four_paths", "incomplete", "eight_states", "unmerged"])
+def test_paths_summed_in_one_program(name):
+    check(CASES[name]())
+
+
+@pytest.mark.usefixtures("short_chunks")
+@pytest.mark.parametrize("N", [1, 8])
+def test_chunks(N):
+    """Seventy steps in chunks of 16, the last of them short."""
+    path = paths.pad(paths.reverse(paths.raster(5, 14)), 71)
+    case = make_case(batch=1, path=path, grid=(5, 14), E=3, N=N, initial_state=True)
+    check(case)
+
+
+def test_chunks_begin_only_where_they_pay(monkeypatch):
+    cut = triton_plan._chunks
+    assert cut(warps=24, enough=1056, T=64_000) == (91, 704)
+    assert cut(warps=2000, enough=1056, T=64_000) == (1, 64_000)
+    assert cut(warps=24, enough=1056, T=255) == (1, 255)
+    for warps in (1, 7, 24, 640, 1055):
+        for T in (256, 257, 6085):
+            chunks, steps = cut(warps, 1056, T)
+            assert (chunks - 1) * steps < T <= chunks * steps
+            assert chunks == 1 or steps % 64 == 0
+
+
+@pytest.mark.parametrize("name", ["four_paths", "eight_states"])
+def test_addresses_above_2_to_the_31(name, monkeypatch):
+    monkeypatch.setattr(triton_plan, "INT32_LIMIT", 0)
+    check(CASES[name]())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["low_rank", "eight_states"])
+def test_low_precision_rounds_inputs_and_results_only(name, dtype):
+    """Inputs hold bfloat16 numbers, the state and all sums are float32: what is left is the rounding of results and of dy."""
+    check(CASES[name](), dtype, tolerance=2 * torch.finfo(dtype).eps)
+
+
+def test_same_bits_every_time():
+    case = make_case(batch=2, grid=(3, 4), E=40, N=1, rank=3)
+    first, second = case.gradients("triton", torch.float32), case.gradients("triton", torch.float32)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_slices_of_one_projection_are_read_in_place():
+    """dt, B and C as models pass them; a copy would show in the strides that the kernels get."""
+    batch, L, K, E, N, R = 1, 12, 4, 6, 1, 3
+    projected = torch.randn(batch, L, K, R + 2 * N)
+    dt, B, C = projected.split([R, N, N], dim=-1)
+    x, A, weight = torch.randn(batch, L, E), -torch.rand(K, E, N), torch.randn(K, E, R)
+    path = paths.cross(3, 4)
+    call = triton_plan.prepare(x, dt, A, B, C, None, None, weight, path, softplus=True, zoh=False, complete=True)
+    for name in ("dt", "B", "C"):
+        assert call.arguments[name].untyped_storage().data_ptr() == projected.untyped_storage().data_ptr()
+    y = path_scan(x, dt, A, B, C, None, None, path, dt_weight=weight, backend="triton")
+    copies = (value.contiguous() for value in (dt, B, C))
+    dt, B, C = copies
+    assert torch.equal(y, path_scan(x, dt, A, B, C, None, None, path, dt_weight=weight, backend="triton"))
+
+
+def test_empty_batch():
+    case = make_case(batch=0, N=2, rank=3)
+    found = case.gradients("triton", torch.float32)
+    assert found["y"].shape == (0, 35, 6)
+    assert found["dA"].abs().max() == 0
+
+
+def test_cpu_tensors_need_the_interpreter():
+    code = "from visionssm.ops import explain_backend; print(explain_backend('cpu')['triton'], explain_backend('cuda')['triton'])"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+    assert "TRITON_INTERPRET=1" in found
+    assert found.rstrip().endswith("None")
