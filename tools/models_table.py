@@ -155,8 +155,8 @@ RULES = {
 
 # What else a reader should know before choosing a model.
 REMARKS = {
-    "mambavision": "Memory: `mambavision_large3_512`, the largest of all, takes 3.7 GiB at most for one 512 x 512 image on a CPU in "
-    "float32, 2.8 GiB of it weights; `python tools/models_table.py --peak-memory mambavision_large3_512` measures it.",
+    "mambavision": "Memory: `mambavision_large3_512`, the largest of all, takes 3.7 GiB at most for one 512 x 512 image on a "
+    "CPU in float32, 2.8 GiB of it weights; `python tools/models_table.py --peak-memory mambavision_large3_512` measures it.",
 }
 
 

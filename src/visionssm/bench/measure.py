@@ -213,9 +213,9 @@ def _peak_mib(call: Callable[[], Any], device: str) -> float | None:
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        held = torch.cuda.memory_allocated(device)
         call()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        return (torch.cuda.max_memory_allocated(device) - held) / 2**20
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # resets the peak of the resident set

@@ -59,7 +59,7 @@ def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, An
         )
     size = img_size or release.input_size[1:]
     with torch.device("meta"):
-        model = create_model(name.partition(".")[0]).eval()
+        model: Any = create_model(name.partition(".")[0]).eval()
     features = ", ".join(f"{f['num_chs']} at 1/{f['reduction']}" for f in model.feature_info)
     return {
         "model": name,

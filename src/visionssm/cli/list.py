@@ -63,7 +63,7 @@ def list_rows(pattern: str, *, pretrained: bool, commercial: bool) -> list[tuple
 
     from visionssm.models import all_releases
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, release in sorted(all_releases().items()):
         if not (fnmatch(name, pattern) or fnmatch(name.partition(".")[0], pattern)):
             continue

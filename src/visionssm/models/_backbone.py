@@ -5,6 +5,7 @@ on a model is here. Features are (batch, C, H, W) maps; inside, a family keeps w
 `channels_last`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ class HierarchicalBackbone(Backbone):
     Stage i's feature is the output of its blocks, before its downsample.
     """
 
-    stages: nn.ModuleList
+    stages: Any  # nn.ModuleList of modules with `blocks` and `downsample`
     features_are_normed: bool = False  # whether each feature, the last one too, has passed a norm of its stage
     channels_last: bool = True  # the layout between stages: (batch, H, W, C), or (batch, C, H, W)
     out_norms: (
@@ -122,7 +123,7 @@ class HierarchicalBackbone(Backbone):
     def run_stem(self, x: Tensor) -> Tensor:
         return self.stem(x)
 
-    def run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+    def run_stage(self, stage: Any, x: Tensor) -> Tensor:
         """Hook for families whose blocks see another layout than what is between stages."""
         return self._run_blocks(stage.blocks, x)
 
@@ -179,7 +180,7 @@ class HierarchicalBackbone(Backbone):
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt: got {output_fmt!r}, need 'NCHW' or 'NHWC'")
-        take, last = feature_take_indices(len(self.stages), indices)
+        take, last = feature_take_indices(len(self.stages), _list(indices))
         maps = []
         x = self.run_stem(x)
         final = len(self.stages) - 1
@@ -204,7 +205,7 @@ class HierarchicalBackbone(Backbone):
         self, indices: int | list[int] | tuple[int, ...] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drops the stages after the last asked for, and the norm and head if wanted; returns the indices kept."""
-        take, last = feature_take_indices(len(self.stages), indices)
+        take, last = feature_take_indices(len(self.stages), _list(indices))
         self.stages = self.stages[: last + 1]
         self.stages[-1].downsample = nn.Identity()
         if self.out_norms is not None:
@@ -237,6 +238,10 @@ class Stage(nn.Module):
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
         self.downsample = downsample
+
+
+def _list(indices: int | Sequence[int] | None) -> int | list[int] | None:
+    return list(indices) if isinstance(indices, Sequence) else indices
 
 
 def drop_path_rates(rate: float, blocks: int) -> list[float]:

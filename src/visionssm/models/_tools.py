@@ -33,7 +33,8 @@ def count_gmacs(model: nn.Module, size: tuple[int, ...]) -> float:
         size: (H, W).
     """
     parameter = next(model.parameters())
-    channels = model.pretrained_cfg["input_size"][0] if hasattr(model, "pretrained_cfg") else 3
+    cfg: Any = getattr(model, "pretrained_cfg", {"input_size": (3, *size)})
+    channels = cfg["input_size"][0]
     image = torch.empty(1, channels, *size, device=parameter.device, dtype=parameter.dtype)
     training = model.training
     model.eval()
@@ -49,7 +50,8 @@ def fingerprint(model: nn.Module) -> list[tuple[int, float]]:
     Args:
         model: a classifier in evaluation mode.
     """
-    channels, H, W = model.pretrained_cfg["input_size"]
+    cfg: Any = model.pretrained_cfg
+    channels, H, W = cfg["input_size"]
     noise = torch.randn(1, channels, H, W, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         logits: Tensor = model.float().cpu()(noise)[0]

@@ -95,7 +95,7 @@ class EinFFT(nn.Module):
         self.bias2 = nn.Parameter(0.02 * torch.randn(2, self.blocks, S))
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self._mix(x)
         return self._mix(x)

@@ -86,7 +86,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.mixer(self.norm1(x)))
-        if self.mlp is not None:
+        if self.mlp is not None and self.norm2 is not None:
             x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
 
@@ -285,7 +285,9 @@ def _downsample(kind: str, width: int) -> nn.Module:
     return ConvDownsample(width, 2 * width, kernel=3 if kind == "conv" else 2)
 
 
-def _release(params: int, gflops: float, top1: float | None, file: str = "", tag: str = "", **facts: Any) -> Release:
+def _release(
+    params: int, gflops: float | None, top1: float | None, file: str = "", tag: str = "", **facts: Any
+) -> Release:
     return Release(
         params=params,
         gflops=gflops,

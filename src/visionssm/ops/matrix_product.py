@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,9 @@ def measure_gain(repeats: int = 5) -> float:
     with torch.no_grad():
         for rows, inner, outer in ((3136, 96, 384), (784, 384, 1536)):
             x, weight, bias = torch.ones(rows, inner), torch.ones(outer, inner), torch.ones(outer)
-            pair: tuple[Callable[[], Any], Callable[[], Any]] = (
-                lambda x=x, w=weight, b=bias: F.linear(x, w, b),
-                lambda x=x, w=weight, b=bias: torch.ops.visionssm.linear(x, w, b, False),
+            pair: tuple[Callable[[], Any], ...] = (
+                partial(F.linear, x, weight, bias),
+                partial(torch.ops.visionssm.linear, x, weight, bias, False),
             )
             times: tuple[list[float], list[float]] = ([], [])
             for _ in range(repeats + 1):
@@ -134,7 +135,9 @@ def measure_gain(repeats: int = 5) -> float:
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     # oneDNN reads dense rows; a bare transpose of a gradient is not.
     post = "gelu" if gelu else "none"
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), bias, post, [], "none" if gelu else "")
+    return torch.ops.mkldnn._linear_pointwise(
+        x.contiguous(), weight.contiguous(), bias, post, [], "none" if gelu else ""
+    )
 
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:

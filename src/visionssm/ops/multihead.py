@@ -73,7 +73,7 @@ def multihead_scan(
         torch.Size([2, 20, 12])
     """
     _check(x, dt, A, B, C, D, dt_bias, path, chunk)
-    if torch.is_autocast_enabled(x.device.type):
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             y = _scan(x, dt, A, B, C, D, dt_bias, path, softplus, chunk)
     else:
@@ -166,7 +166,9 @@ def _check(
 ) -> None:
     if A.dim() != 2 or path.dim() != 2 or x.dim() not in (3, 4) or B.dim() != 4:
         given = ", ".join(f"{n} {tuple(v.shape)}" for n, v in (("x", x), ("A", A), ("B", B), ("path", path)))
-        raise ValueError(f"got {given}, need x (batch, L, E) or (batch, L, K, E), A (K, heads), B (batch, L, K, N), path (K, T)")
+        raise ValueError(
+            f"got {given}, need x (batch, L, E) or (batch, L, K, E), A (K, heads), B (batch, L, K, N), path (K, T)"
+        )
     if chunk < 1:
         raise ValueError(f"chunk: got {chunk}, need at least 1")
     (K, heads), (batch, L), E, N = A.shape, x.shape[:2], x.shape[-1], B.shape[-1]

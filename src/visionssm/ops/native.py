@@ -22,6 +22,8 @@ CHECKPOINT_STEPS = 32
 def checkpoint_steps(N: int) -> int:
     """Steps between two states that forward keeps for backward."""
     return CHECKPOINT_STEPS
+
+
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _DONE, _BAD_PATH, _NO_MEMORY = 0, 1, 2
 _NO_TENSOR = (0, 0, 0, 0, 0)
@@ -192,7 +194,7 @@ class _Inputs:
         complete: bool,
         checkpoints: Tensor | None,
         results: tuple[int, ...],
-    ) -> array:  # type: ignore[type-arg]
+    ) -> array:
         """`Arguments` of csrc/arguments.h, field by field."""
         K, E, N = self.A.shape  # type: ignore[union-attr]
         batch, L = self.x.shape[:2]
@@ -229,7 +231,7 @@ def _pointer(value: Tensor | None) -> int:
     return 0 if value is None else value.data_ptr()
 
 
-def _call(function: Any, numbers: array, length: int) -> None:  # type: ignore[type-arg]
+def _call(function: Any, numbers: array, length: int) -> None:
     status = function(numbers.buffer_info()[0])
     if status == _BAD_PATH:
         k, t, position = numbers[-3:]

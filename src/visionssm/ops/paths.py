@@ -9,6 +9,8 @@ with dynamic sizes.
 from collections.abc import Callable
 from functools import lru_cache, wraps
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -223,7 +225,7 @@ def directions(H: int, W: int, names: tuple[str, ...], *, device: Device = None)
                 [ 0,  1,  3,  4,  2, -1,  5, -1]], dtype=torch.int32)
     """
     rows = [_direction(H, W, name, device) for name in names]
-    steps = rows[0].shape[1]
+    steps: Any = rows[0].shape[1]
     for row in rows[1:]:
         steps = torch.sym_max(steps, row.shape[1])
     return torch.cat([pad(row, steps) for row in rows])
@@ -298,7 +300,7 @@ def hilbert(H: int, W: int, *, device: Device = None) -> Tensor:
         >>> hilbert(2, 2)
         tensor([[0, 2, 3, 1]], dtype=torch.int32)
     """
-    side = 1
+    side: int = 1
     while side < max(H, W):
         side *= 2
     visited = [(y, x) for x, y in (_hilbert_point(side, d) for d in range(side * side)) if y < H and x < W]

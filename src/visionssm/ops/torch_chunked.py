@@ -136,7 +136,7 @@ def scan(
     return (y.sum(2) if merge else y).to(out_dtype), last
 
 
-def forward(*inputs: Tensor | None, complete: bool, save: bool, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def forward(*inputs: Any, complete: bool, save: bool, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`scan` behind the registered operator; backward recomputes everything, so nothing is kept."""
     y, last = scan(*inputs, **options)
     return y, last, y.new_empty(0, dtype=last.dtype)

@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .triton_plan import WALK_STATES, Call, backward_blocks, checkpoint_steps, forward_blocks, power_of_2, prepare, strides
+from .triton_plan import (
+    WALK_STATES,
+    Call,
+    backward_blocks,
+    checkpoint_steps,
+    forward_blocks,
+    power_of_2,
+    prepare,
+    strides,
+)
 
 __all__ = ["backward", "checkpoint_steps", "forward", "unavailable"]
 
@@ -87,7 +96,15 @@ def _finish_map(call: Call, written: _Map, dtype: torch.dtype) -> Tensor:
     total = torch.empty_like(written.merged[0], dtype=dtype)
     programs = -(-total.numel() // 1024)
     _launch(
-        call, _kernels().sum_paths, programs, 4, parts=written.merged, total=total, size=total.numel(), COUNT=written.parts, BLOCK=1024
+        call,
+        _kernels().sum_paths,
+        programs,
+        4,
+        parts=written.merged,
+        total=total,
+        size=total.numel(),
+        COUNT=written.parts,
+        BLOCK=1024,
     )
     return total
 
@@ -95,7 +112,15 @@ def _finish_map(call: Call, written: _Map, dtype: torch.dtype) -> Tensor:
 def _scan_chunks(call: Call, states: Tensor, delta_sums: Tensor, start: Tensor | None, reverse: bool) -> None:
     programs = call.batch * call.K * call.N * -(-call.E // 64)
     _launch(
-        call, _kernels().chunk_scan, programs, 2, states=states, delta_sums=delta_sums, start=start, BE=64, REVERSE=reverse
+        call,
+        _kernels().chunk_scan,
+        programs,
+        2,
+        states=states,
+        delta_sums=delta_sums,
+        start=start,
+        BE=64,
+        REVERSE=reverse,
     )
 
 
@@ -143,7 +168,14 @@ def forward(
 def _launch_forward(call: Call, written: _Map | None = None, *, checkpoints: Tensor, **states: Tensor | None) -> None:
     """The pass that writes; or, with nowhere to write, the one that finds what each chunk alone does to the state."""
     if written is None:
-        arguments: dict[str, Any] = {"WRITE": False, "SAVE": False, "MERGE": False, "ZEROED": False, "y": None, "merged": None}
+        arguments: dict[str, Any] = {
+            "WRITE": False,
+            "SAVE": False,
+            "MERGE": False,
+            "ZEROED": False,
+            "y": None,
+            "merged": None,
+        }
         arguments |= {"stride_yb": 0, "stride_yl": 0, "stride_yk": 0}
     else:
         arguments = {"WRITE": True, "SAVE": checkpoints.numel() > 0, "y": written.target, "merged": written.merged}
@@ -189,7 +221,11 @@ def backward(
     new = torch.empty if complete else torch.zeros
     grad_raw = new(batch, L, K, E, dtype=x.dtype, device=x.device)
     grad_B, grad_C = (new(channel_blocks, batch, L, K, N, device=x.device) for _ in range(2))
-    grad_A, grad_D, grad_bias = call.new_states(call.chunks, N), call.new_states(call.chunks), call.new_states(call.chunks)
+    grad_A, grad_D, grad_bias = (
+        call.new_states(call.chunks, N),
+        call.new_states(call.chunks),
+        call.new_states(call.chunks),
+    )
     programs = batch * (1 if written.constants["MERGE"] else K) * call.chunks * channel_blocks
     steps = checkpoint_steps(N)
     with _on(x.device):

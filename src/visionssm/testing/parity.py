@@ -27,7 +27,7 @@ def rule_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
         >>> rule_tensor("norm.weight", (2,)).shape
         torch.Size([2])
     """
-    n = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    n: np.ndarray = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if _A_LOG.search(name):
         n = np.log(np.arange(1, shape[-1] + 1, dtype=np.float32)) + 0.05 * n
     elif name.endswith("running_var"):
