@@ -12,9 +12,9 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 @pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.stem)
 def test_code_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
-    """The blocks of a page share one namespace. `# needs network` in a block's first line leaves it out."""
+    """The blocks of a page share one namespace. A block that starts with `# needs ...` is left out."""
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in BLOCK.findall(page.read_text()):
-        if not block.startswith("# needs network"):
+        if not block.startswith("# needs"):
             exec(compile(block, str(page), "exec"), namespace)

@@ -352,3 +352,13 @@ def test_initialisation_is_the_published_one():
     assert all(m.bias is None or not m.bias.any() for m in linears)
     for weight in (m.weight.detach() for m in linears if m.weight.numel() > 5000):
         assert float(weight.std()) == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.slow
+def test_exports_for_every_multiple_of_32():
+    model = small_model()
+    H, W = (32 * torch.export.Dim(name, min=4, max=32) for name in ("H", "W"))
+    program = torch.export.export(model, (rule_image(192, 224),), dynamic_shapes=({2: H, 3: W},)).module()
+    with torch.inference_mode():
+        image = rule_image(160, 256)
+        torch.testing.assert_close(program(image), model(image), rtol=1e-4, atol=1e-5)

@@ -41,6 +41,11 @@ def build(content):
     return visionssm.create_model(content["model"].removesuffix("_nocls"), img_size=size, **options).eval()
 
 
+def nano(**options):
+    """The small model with overlapping patches, so that small images have many."""
+    return visionssm.create_model("vim_nano", stride=4, **options)
+
+
 @pytest.mark.parametrize("name", fixtures("vim", slow=("base", "small", "plus", "nocls")))
 def test_logits_and_streams_match_the_published_model(name):
     content = fixture("vim", name)
@@ -230,7 +235,7 @@ def test_convolution_sees_its_own_side_only():
     ("kind", "places"), [("none", []), ("first", [0]), ("middle", [17]), ("last", [35]), ("double", [0, 36])]
 )
 def test_class_tokens_are_where_they_should_be(kind, places):
-    model = visionssm.create_model("vim_nano", class_token=kind, img_size=(24, 32)).eval()
+    model = nano(class_token=kind, img_size=(24, 32)).eval()
     image = torch.randn(2, 3, 24, 32)
     patches = model.stem(image).flatten(2).transpose(1, 2)
     assert patches.shape[1] == 35
@@ -253,9 +258,9 @@ def test_class_tokens_are_where_they_should_be(kind, places):
 
 def test_pooling_that_the_model_cannot_do_is_refused():
     with pytest.raises(ValueError, match=r"global_pool: got 'token', but the model has no class token"):
-        visionssm.create_model("vim_nano", class_token="none", global_pool="token")
+        nano(class_token="none", global_pool="token")
     with pytest.raises(ValueError, match=r"global_pool: got 'mean', choose from 'token', 'avg', 'max', 'last'"):
-        visionssm.create_model("vim_nano", global_pool="mean")
+        nano(global_pool="mean")
 
 
 @pytest.mark.parametrize("side", [24, 27, 32])
@@ -284,7 +289,7 @@ def test_aligned_procedure_resizes_the_map_and_keeps_class_rows(kind, old, new):
 
 @pytest.mark.parametrize("kind", ["none", "middle", "double"])
 def test_resizing_on_the_fly_is_resizing_once(kind):
-    model = visionssm.create_model("vim_nano", class_token=kind, rotary="hidden").eval()
+    model = nano(class_token=kind, rotary="hidden").eval()
     image = torch.randn(1, 3, 45, 63)
     with torch.inference_mode():
         expected = model(image)
@@ -324,7 +329,7 @@ def test_rotary_leaves_class_tokens_alone_and_accumulates():
     """With mixers that add nothing, patches are turned once per block, the residual stream with them if asked for."""
     image = torch.randn(1, 3, 32, 32)
     for rotary, turns in (("hidden", 1), ("hidden_and_residual", 4), ("none", 0)):
-        model = visionssm.create_model("vim_nano", rotary=rotary).eval()
+        model = nano(rotary=rotary).eval()
         for block in model.blocks:
             torch.nn.init.zeros_(block.mixer.out_proj.weight)
         with torch.no_grad():
@@ -342,7 +347,7 @@ def test_rotary_leaves_class_tokens_alone_and_accumulates():
 
 
 def test_paired_blocks_of_equal_weights_commute_with_reversal():
-    model = visionssm.create_model("vim_nano", paired_blocks=True, directions="forward", class_token="none").eval()
+    model = nano(paired_blocks=True, directions="forward", class_token="none").eval()
     for first, second in zip(model.blocks[::2], model.blocks[1::2], strict=True):
         second.load_state_dict(first.state_dict())
     tokens = torch.randn(2, 35, 64)
@@ -355,18 +360,18 @@ def test_paired_blocks_of_equal_weights_commute_with_reversal():
 
 
 def test_paired_blocks_sum_both_streams():
-    model = visionssm.create_model("vim_nano", depth=2, paired_blocks=True, directions="forward").eval()
+    model = nano(depth=2, paired_blocks=True, directions="forward").eval()
     there, back = model.blocks
     tokens = torch.randn(1, 50, 64)
     with torch.inference_mode():
         expected = 2 * tokens + there.mixer(there.norm(tokens)) + back.mixer(back.norm(tokens.flip(1))).flip(1)
         torch.testing.assert_close(model.run_blocks(tokens, (7, 7))[0], expected)
     with pytest.raises(ValueError, match=r"paired_blocks: got 3 blocks"):
-        visionssm.create_model("vim_nano", depth=3, paired_blocks=True)
+        nano(depth=3, paired_blocks=True)
 
 
 def test_streams_add_up_to_a_residual_network():
-    model = visionssm.create_model("vim_nano").eval()
+    model = nano().eval()
     image = torch.randn(1, 3, 32, 32)
     with torch.inference_mode():
         x, _ = model.embed(image)
@@ -376,7 +381,7 @@ def test_streams_add_up_to_a_residual_network():
 
 
 def test_drop_path_grows_with_the_depth_and_drops_whole_outputs():
-    model = visionssm.create_model("vim_nano", drop_path_rate=0.3).train()
+    model = nano(drop_path_rate=0.3).train()
     assert [block.drop_path.drop_prob for block in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
     block = model.blocks[3]
     hidden, residual = torch.randn(200, 5, 64), torch.randn(200, 5, 64)
@@ -389,7 +394,7 @@ def test_drop_path_grows_with_the_depth_and_drops_whole_outputs():
 
 
 def test_residual_stream_stays_in_float32():
-    model = visionssm.create_model("vim_nano").eval()
+    model = nano().eval()
     tokens = torch.randn(1, 50, 64)
     for cast, hidden_dtype in ((torch.bfloat16, torch.bfloat16), (torch.float64, torch.float64)):
         hidden, residual = model.to(cast).blocks[0](tokens.to(cast), None, (7, 7))
@@ -398,7 +403,7 @@ def test_residual_stream_stays_in_float32():
 
 
 def test_intermediates_with_class_tokens_and_norm():
-    model = visionssm.create_model("vim_nano").eval()
+    model = nano().eval()
     image = torch.randn(2, 3, 40, 48)
     with torch.inference_mode():
         final, pairs = model.forward_intermediates(image, norm=True, return_prefix_tokens=True, output_fmt="NLC")

@@ -71,7 +71,7 @@ class SelectiveScan(nn.Module):
         self.A_log.copy_(torch.log(torch.arange(1.0, self.state + 1)).expand_as(self.A_log))
         if self.dt_init == "mamba":
             nn.init.uniform_(self.dt_weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-            self.dt_bias.copy_(_inverse_softplus_of_log_uniform(self.dt_bias.shape))
+            self.dt_bias.copy_(inverse_softplus_of_log_uniform(self.dt_bias.shape))
         elif self.dt_init == "normal":
             nn.init.normal_(self.A_log)
             nn.init.normal_(self.dt_weight, std=0.1)
@@ -116,6 +116,7 @@ class SelectiveScan(nn.Module):
         return y
 
 
-def _inverse_softplus_of_log_uniform(shape: torch.Size, low: float = 1e-3, high: float = 1e-1) -> Tensor:
+def inverse_softplus_of_log_uniform(shape: torch.Size, low: float = 1e-3, high: float = 1e-1) -> Tensor:
+    """The dt bias with which softplus(bias) is log-uniform in [low, high]."""
     dt = torch.exp(torch.rand(shape) * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=1e-4)
     return dt + torch.log(-torch.expm1(-dt))

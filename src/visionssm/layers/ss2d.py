@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .multihead import MultiheadScan
 from .selective import SelectiveScan
 
 PathBuilder = Callable[..., Tensor]
@@ -27,7 +28,8 @@ class SS2D(nn.Module):
         out_norm: module applied to the merged (batch, H, W, E) map, LayerNorm by default.
         out_activation: module applied after it, before the gate.
         combine: module that merges (batch, L, K, E) into (batch, L, E); None sums inside the scan.
-        dt_init: see :class:`SelectiveScan`.
+        dt_init: see :class:`SelectiveScan`, or with `multihead` :class:`MultiheadScan`.
+        multihead: Mamba-2's recurrence, with R heads of E / R channels that each share one dt and one A.
 
     Shapes: (batch, H, W, C) to (batch, H, W, C).
 
@@ -55,6 +57,7 @@ class SS2D(nn.Module):
         out_activation: nn.Module | None = None,
         combine: nn.Module | None = None,
         dt_init: str = "mamba",
+        multihead: bool = False,
     ) -> None:
         super().__init__()
         channels = int(expansion * width)
@@ -65,7 +68,8 @@ class SS2D(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=conv_bias) if conv else nn.Identity()
         )
         self.activation = activation()
-        self.scan = SelectiveScan(channels, num_paths, state, dt_rank or -(-width // 16), dt_init)
+        scan_class = MultiheadScan if multihead else SelectiveScan
+        self.scan = scan_class(channels, num_paths, state, dt_rank or -(-width // 16), dt_init)
         self.combine = combine
         self.out_norm = nn.LayerNorm(channels) if out_norm is None else out_norm
         self.out_activation = out_activation

@@ -278,7 +278,12 @@ default_cfgs = register_releases(
         ),
         "vim_tiny_legacy.in1k": _release(7_148_008, 73.1, 91.1, "Vim-tiny", "vim_tiny_73p1.pth", 14),
         "vim_nano": Release(
-            params=0, num_classes=10, input_size=(3, 32, 32), pool_size=(7, 7), crop_pct=1.0, first_conv="stem.proj"
+            params=179_402,
+            num_classes=10,
+            input_size=(3, 32, 32),
+            pool_size=(7, 7),
+            crop_pct=1.0,
+            first_conv="stem.proj",
         ),
     }
 )
@@ -346,4 +351,4 @@ def vim_tiny_legacy(pretrained: bool = False, **kwargs: Any) -> Vim:
 @register_model
 def vim_nano(pretrained: bool = False, **kwargs: Any) -> Vim:
     """A Vim of 4 blocks for 32x32 images: for demonstrations and tests."""
-    return _vim("vim_nano", pretrained, kwargs, width=64, depth=4, img_size=32, patch_size=8, stride=4)
+    return _vim("vim_nano", pretrained, kwargs, width=64, depth=4, img_size=32, patch_size=8, stride=8)

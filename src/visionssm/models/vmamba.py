@@ -4,7 +4,8 @@ Paper: arXiv 2401.10166. Code: github.com/MzeroMiko/VMamba, MIT; no separate sta
 
 Two generations share one pyramid. "Vanilla": 4x4 patches, patch merging, gated SS2D with 16 states, no MLP. The later
 one, with the tags `sXlY` (SSM ratio X, Y blocks in stage 3): a stem of two convolutions, strided convolutions between
-stages, SS2D without gate and with one state, and an MLP. Inside, features are (batch, H, W, C).
+stages, SS2D without gate and with one state, and an MLP. Its "m2" form has Mamba-2's recurrence, with one decay per head.
+Inside, features are (batch, H, W, C).
 """
 
 from collections.abc import Callable, Sequence
@@ -114,7 +115,9 @@ class VMamba(HierarchicalBackbone):
             `(H, W, device=...) -> (4, T) int32` of your own.
         out_norm: "layer_norm", or the ablations "none", "softmax", "sigmoid", "dwconv", "layer_norm_dwconv".
         out_activation: GELU after the output norm.
-        dt_init: see :class:`visionssm.layers.SelectiveScan`.
+        activation: after the convolution, "silu" or "gelu".
+        multihead: Mamba-2's recurrence, ceil(C / 16) heads that share a decay each.
+        dt_init: see :class:`visionssm.layers.SelectiveScan`, or with `multihead` :class:`visionssm.layers.MultiheadScan`.
         pos_embed: a learned position embedding after the stem, for images of `img_size`, resized for others.
         img_size: see pos_embed; without it, nothing depends on it.
         drop_path_rate: of the last block; grows linearly from 0.
@@ -179,6 +182,8 @@ class VMamba(HierarchicalBackbone):
         scan_mode: str | PathBuilder = "cross",
         out_norm: str = "layer_norm",
         out_activation: bool = False,
+        activation: str = "silu",
+        multihead: bool = False,
         dt_init: str = "mamba",
         pos_embed: bool = False,
         img_size: int | tuple[int, int] = 224,
@@ -205,9 +210,13 @@ class VMamba(HierarchicalBackbone):
                 conv_bias=conv_bias,
                 out_norm=_out_norm(out_norm, channels),
                 out_activation=nn.GELU() if out_activation else None,
+                activation=choose("activation", activation, {"silu": nn.SiLU, "gelu": nn.GELU}),
+                multihead=multihead,
                 dt_init=dt_init,
             )
 
+        if multihead:
+            self.key_table = _multihead_keys(self.key_table)
         self.stem = ConvStem(in_chans, width) if stem == "conv" else PatchStem(in_chans, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, width, *_stem_grid(img_size))) if pos_embed else None
         self.stages = nn.ModuleList()
@@ -238,6 +247,17 @@ class VMamba(HierarchicalBackbone):
         if self.pos_embed is not None and "pos_embed" in state:
             state["pos_embed"] = _resized(state["pos_embed"], self.pos_embed.shape[2:])
         return state
+
+
+def _multihead_keys(table: KeyTable) -> KeyTable:
+    """The published names of "m2" models, which keep the axis of directions and number the convolution."""
+    op, mixer = "layers.*.blocks.*.op", "stages.*.blocks.*.mixer"
+    renamed = [
+        Key(f"{op}.A_logs", f"{mixer}.scan.A_log"),
+        Key(f"{op}.Ds", f"{mixer}.scan.D"),
+        Key(f"{op}.conv2d.1.*", f"{mixer}.conv.*"),
+    ]
+    return KeyTable([*renamed, *table.keys], table.aliases)
 
 
 def _resized(pos_embed: Tensor, grid: Sequence[int]) -> Tensor:
@@ -318,6 +338,9 @@ default_cfgs = register_releases(
         "vanilla_vmamba_tiny.in1k": _release(22_893_448, 5.6, 82.2, "vssmtiny_dp01_ckpt_epoch_292.pth", "%23v0cls"),
         "vanilla_vmamba_small.in1k": _release(44_417_416, 11.2, 83.5, "vssmsmall_dp03_ckpt_epoch_238.pth", "%23v0cls"),
         "vanilla_vmamba_base.in1k": _release(76_254_056, 18.0, 83.7, "vssmbase_dp06_ckpt_epoch_241.pth", "%23v0cls"),
+        "vmamba_tiny_m2": _release(25_340_296, None, None, note="no weights were released"),
+        "vmamba_small_m2": _release(39_079_816, None, None, note="no weights were released"),
+        "vmamba_base_m2": _release(67_527_528, None, None, note="no weights were released"),
         "vmamba_nano": _release(
             250_986, None, None, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0
         ),
@@ -328,6 +351,7 @@ _VANILLA = {
     "expansion": 2.0, "state": 16, "mlp_ratio": 0.0, "gate": "silu", "conv_bias": True,
     "stem": "patch", "downsample": "patch_merging",
 }  # fmt: skip
+_M2 = {"expansion": 1.0, "state": 64, "multihead": True, "activation": "gelu", "dt_init": "uniform"}
 
 
 def _vmamba(variant: str, pretrained: bool, options: dict[str, Any], **config: Any) -> VMamba:
@@ -392,6 +416,24 @@ def vmamba_base(pretrained: bool = False, **kwargs: Any) -> VMamba:
 def vmamba_tiny_0220(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """A VMamba-T of February 2024, SSM ratio 2 with a gate, 4 blocks in stage 3."""
     return _vmamba("vmamba_tiny_0220", pretrained, kwargs, width=96, depths=(2, 2, 4, 2), expansion=2.0, gate="silu")
+
+
+@register_model
+def vmamba_tiny_m2(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """VMamba-T with Mamba-2's recurrence."""
+    return _vmamba("vmamba_tiny_m2", pretrained, kwargs, width=96, depths=(2, 2, 4, 2), **_M2)
+
+
+@register_model
+def vmamba_small_m2(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """VMamba-S with Mamba-2's recurrence."""
+    return _vmamba("vmamba_small_m2", pretrained, kwargs, width=96, depths=(2, 2, 12, 2), **_M2)
+
+
+@register_model
+def vmamba_base_m2(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """VMamba-B with Mamba-2's recurrence."""
+    return _vmamba("vmamba_base_m2", pretrained, kwargs, width=128, depths=(2, 2, 12, 2), **_M2)
 
 
 @register_model

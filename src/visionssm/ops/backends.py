@@ -68,6 +68,11 @@ def default_backend(name: str) -> Iterator[None]:
         _default = before
 
 
+def current_default() -> str:
+    """What `backend="auto"` stands for at the moment: "auto", unless one was named for a block or for the process."""
+    return _default
+
+
 def choose_backend(requested: str, device: torch.device, dtype: torch.dtype) -> str:
     """The back-end that serves a call, or a ValueError with every reason why none does."""
     name = _default if requested == "auto" else requested

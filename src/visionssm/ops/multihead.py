@@ -1,4 +1,4 @@
-"""The recurrence of Mamba-2: one decay per head, computed chunk by chunk with matrix products, on any device.
+"""The recurrence of Mamba-2, one decay per head, as matrix products over chunks of steps or by `path_scan`'s kernels.
 
 For every image, path k and head r, over the steps t with p = path[k, t], with channels e of the head:
 
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import paths
+from . import backends, paths
+from .api import path_scan
 from .checks import check_path
 from .reorder import reorder
 from .walk import state_dtype
@@ -34,6 +35,7 @@ def multihead_scan(
     merge: bool = True,
     chunk: int = 32,
     out_dtype: torch.dtype | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Selective scan with one decay per head (SSD, Mamba-2, arXiv 2405.21060) along K walks over an image.
 
@@ -50,10 +52,13 @@ def multihead_scan(
         path: (K, T) int32, as in `path_scan`; on a step over padding, -1, x = dt = B = C = 0.
         softplus: False takes dt + dt_bias as delta.
         merge: sum the paths' outputs; False keeps them apart.
-        chunk: steps that are computed together. It changes speed and rounding only.
+        chunk: steps that "matrix" computes together. It changes speed and rounding only.
         out_dtype: dtype of y, x's by default.
+        backend: "matrix", products over chunks of steps in plain torch, on any device; one of `path_scan`'s, which compute
+            each channel's decays anew; or "auto": "native" where that can serve the call, else "matrix".
 
-    dtypes: x, dt, B, C in any floating dtype; everything is computed in float32 (float64 for float64), whatever the autocast.
+    dtypes: x, dt, B, C in any floating dtype; state, decays and sums are float32 (float64 for float64), whatever the
+        autocast.
 
     Returns:
         (batch, L, E), or (batch, L, K, E) without merging; zero where no path goes.
@@ -73,12 +78,44 @@ def multihead_scan(
         torch.Size([2, 20, 12])
     """
     _check(x, dt, A, B, C, D, dt_bias, path, chunk)
+    if _takes_kernels(backend, x):
+        share = x.shape[-1] // A.shape[1]
+        y = path_scan(
+            x,
+            dt.repeat_interleave(share, dim=-1),
+            A.repeat_interleave(share, dim=-1).unsqueeze(-1).expand(-1, -1, B.shape[-1]),
+            B,
+            C,
+            D,
+            None if dt_bias is None else dt_bias.repeat_interleave(share, dim=-1),
+            path,
+            softplus=softplus,
+            merge=merge,
+            out_dtype=out_dtype,
+            backend=backend,
+        )
+        assert isinstance(y, Tensor)
+        return y
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             y = _scan(x, dt, A, B, C, D, dt_bias, path, softplus, chunk)
     else:
         y = _scan(x, dt, A, B, C, D, dt_bias, path, softplus, chunk)
     return (y.sum(2) if merge else y).to(out_dtype or x.dtype)
+
+
+def _takes_kernels(backend: str, x: Tensor) -> bool:
+    """Whether `path_scan` serves the call: it was named, here or as the default, or its CPU kernels are there.
+
+    It also serves tensors without values, so that multiply-adds are counted by its rule.
+    """
+    if backend == "matrix":
+        return False
+    if x.is_meta:
+        return True
+    if backend == "auto" and backends.current_default() == "auto":
+        return x.device.type == "cpu" and backends.explain_backend(x.device, x.dtype)["native"] is None
+    return True
 
 
 def _scan(
@@ -94,8 +131,9 @@ def _scan(
     chunk: int,
 ) -> Tensor:
     """(batch, L, K, E) in float32 or float64."""
-    exact, L, (K, heads) = state_dtype(x.dtype), x.shape[1], A.shape
-    complete = False if torch.compiler.is_compiling() else check_path(path, L)
+    exact, L, heads = state_dtype(x.dtype), x.shape[1], A.shape[1]
+    abstract = torch.compiler.is_compiling() or x.is_meta
+    complete = False if abstract else check_path(path, L)
     steps = paths.inverse(path, L)
     x, dt, B, C = (reorder(values.to(exact), path, steps, complete) for values in (x, dt, B, C))
     delta = dt if dt_bias is None else dt + dt_bias.to(exact)

@@ -187,10 +187,13 @@ def tile_backward(
                     delta_a = delta * (a * LOG2E)[None, :]
                     decay = tl.exp2(delta_a)
                     coefficient = input_coefficient(delta, delta_a, decay, ZOH)
-                    drive = coefficient * x_rows * B_rows[:, None]
-                    h = scan_steps(decay, drive, state, rows)
+                    at = grad_BC_k + position * (K * N) + n
+                    h = scan_steps(decay, coefficient * x_rows * B_rows[:, None], state, rows)
+                    tl.store(grad_C + at, tl.sum(dy * h, 1), mask=visited)
+                    held = decay * shift_rows(h, state, rows, BT)
                     g, carried = _walk_back(decay, C_rows[:, None] * dy, carried, rows, BT)
-                    held = g * decay * shift_rows(h, state, rows, BT)
+                    held *= g
+                    tl.store(grad_B + at, tl.sum(g * coefficient * x_rows, 1), mask=visited)
                     gB = g * B_rows[:, None]
                     dx += gB * coefficient
                     if ZOH:
@@ -202,9 +205,6 @@ def tile_backward(
                         a_sum += tl.sum(held * delta, 0)
                     tl.store(carry + state_k + n * E, carried, mask=in_range)
                     tl.store(grad_A + state_k + n * E, a_sum, mask=in_range)
-                    at = grad_BC_k + position * (K * N) + n
-                    tl.store(grad_B + at, tl.sum(g * coefficient * x_rows, 1), mask=visited)
-                    tl.store(grad_C + at, tl.sum(dy * h, 1), mask=visited)
                 if SOFTPLUS:
                     d_delta *= sigmoid_of_softplus(delta)
                 if TAIL:

@@ -206,7 +206,7 @@ def _walk(
     stride_xl, stride_dtl, stride_Bl, stride_Cl, stride_yl, E, channels, lanes, n, in_range, is_state,
     N: tl.constexpr, U: tl.constexpr, STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, ZOH: tl.constexpr, WRITE: tl.constexpr,
     SAVE: tl.constexpr, SUM_DELTA: tl.constexpr, SKIP: tl.constexpr, MERGE: tl.constexpr, ZEROED: tl.constexpr,
-    MASK: tl.constexpr, PAD: tl.constexpr, STATE_MASK: tl.constexpr, WIDE: tl.constexpr,
+    MASK: tl.constexpr, PAD: tl.constexpr, STATE_MASK: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """U steps of one path, all rows loaded before the first is computed; returns the state after them, and the sum of delta."""
     if SAVE:
@@ -227,8 +227,10 @@ def _walk(
         masks = masks + (mask,)
         xs = xs + (load_or_zero(x + position * stride_xl + channels, mask, MASK or PAD),)
         dts = dts + (load_or_zero(dt + position * stride_dtl + channels, mask, MASK or PAD),)
-        Bs = Bs + (load_or_zero(B + position * stride_Bl + n, state_visited, STATE_MASK or PAD),)
-        Cs = Cs + (load_or_zero(C + position * stride_Cl + n, state_visited, STATE_MASK or PAD),)
+        B_at = tl.multiple_of(B + position * stride_Bl, ALIGNED)
+        C_at = tl.multiple_of(C + position * stride_Cl, ALIGNED)
+        Bs = Bs + (load_or_zero(B_at + n, state_visited, STATE_MASK or PAD),)
+        Cs = Cs + (load_or_zero(C_at + n, state_visited, STATE_MASK or PAD),)
     outs = ()
     for i in tl.static_range(U):
         delta = dts[i] + bias
@@ -261,9 +263,12 @@ def walk_forward(
     K, T, E, chunks, chunk_steps, kept, zero,
     N: tl.constexpr, STATES: tl.constexpr, BE: tl.constexpr, U: tl.constexpr, STEPS: tl.constexpr, SOFTPLUS: tl.constexpr,
     ZOH: tl.constexpr, WRITE: tl.constexpr, SAVE: tl.constexpr, MERGE: tl.constexpr, ZEROED: tl.constexpr, MASK: tl.constexpr,
-    PAD: tl.constexpr, WIDE: tl.constexpr,
+    PAD: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """For N >= 8: the states of a block of channels stay in registers, STATES (N rounded up to a power of 2) rows of them."""
+    """For N >= 8: the states of a block of channels stay in registers, STATES (N rounded up to a power of 2) rows of them.
+
+    ALIGNED divides the address of every row of B and C, in bytes, so that they load several values at a time.
+    """
     block, chunk, image, first, end = locate(tl.cdiv(E, BE), chunks, K, MERGE)
     channels = block * BE + tl.arange(0, BE)
     lanes = channels + zero
@@ -304,13 +309,13 @@ def walk_forward(
             h, delta_sum = _walk(
                 x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, a, skip, bias, h, delta_sum, k, K, t,
                 stride_xl, stride_dtl, stride_Bl, stride_Cl, stride_yl, E, channels, lanes, n, in_range, is_state,
-                N, U, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None, MERGE, ZEROED, MASK, PAD, STATES > N, WIDE,
+                N, U, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None, MERGE, ZEROED, MASK, PAD, STATES > N, WIDE, ALIGNED,
             )  # fmt: skip
         for t in range(full, stop):
             h, delta_sum = _walk(
                 x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, a, skip, bias, h, delta_sum, k, K, t,
                 stride_xl, stride_dtl, stride_Bl, stride_Cl, stride_yl, E, channels, lanes, n, in_range, is_state,
-                N, 1, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None, MERGE, ZEROED, MASK, PAD, STATES > N, WIDE,
+                N, 1, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None, MERGE, ZEROED, MASK, PAD, STATES > N, WIDE, ALIGNED,
             )  # fmt: skip
         tl.store(last + state_k, h, mask=state_mask)
         if not WRITE:

@@ -1,5 +1,6 @@
 """How the `triton` back-end cuts a call: blocks of channels and steps, chunks of walks, and the arguments all kernels share."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -121,10 +122,17 @@ def prepare(
         "ZOH": zoh,
         "PAD": not complete or T != L,
         "WIDE": L * max(K * E, *(value.stride(1) for value in maps.values())) >= INT32_LIMIT,
+        "ALIGNED": math.gcd(16, *(_alignment(maps[name]) for name in ("B", "C"))),
         "UPCAST": x.device.type == "cpu" and x.dtype == torch.bfloat16,
     }
     busy = batch * -(-E // 32) >= enough
     return Call(batch, L, K, E, N, T, complete, chunks, busy, lanes, x.device, arguments)
+
+
+def _alignment(value: Tensor) -> int:
+    """What divides the address of every row, in bytes."""
+    steps = value.stride()[:-1]
+    return math.gcd(16, value.data_ptr(), *(step * value.element_size() for step in steps))
 
 
 def strides(name: str, value: Tensor) -> dict[str, int]:
