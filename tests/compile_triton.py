@@ -47,8 +47,10 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 
 
-def record(*, batch: int, L: int, E: int, N: int, K: int, R: int = 0, T: int = 0, dtype: torch.dtype = BF16,
-           input_per_path: bool = False, merge: bool = True, complete: bool = True, zoh: bool = False, backward: bool) -> list[Any]:  # fmt: skip
+def record(
+    *, batch: int, L: int, E: int, N: int, K: int, R: int = 0, T: int = 0, dtype: torch.dtype = BF16, input_per_path: bool = False,
+    merge: bool = True, complete: bool = True, zoh: bool = False, backward: bool,
+) -> list[Any]:  # fmt: skip
     """The launches of one forward, or of one backward."""
     launches: list[Any] = []
 
@@ -115,9 +117,10 @@ def inspect_cubin(cubin: bytes) -> dict[str, Any]:
         )
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
     lines = [(int(m[1], 16), m[2].split(".")[0], m[3]) for m in map(INSTRUCTION.search, code.splitlines()) if m]
-    targets = [(int(re.search(r"0x([0-9a-f]+)", rest)[1], 16), at) for at, name, rest in lines if name == "BRA" and "0x" in rest]
+    branches = [(re.search(r"0x([0-9a-f]+)", rest), at) for at, name, rest in lines if name == "BRA"]
+    jumps = [(int(target[1], 16), at) for target, at in branches if target]
     loops = []
-    for start, end in sorted((t for t in targets if t[0] < t[1]), key=lambda t: t[1] - t[0]):
+    for start, end in sorted((jump for jump in jumps if jump[0] < jump[1]), key=lambda jump: jump[1] - jump[0]):
         counts = Counter(name for at, name, _ in lines if start <= at <= end and name != "NOP")
         loops.append({"ALL": counts.total(), **{name: counts[name] for name in ("SHFL", "MUFU", "LDL", "STL")}})
     return {"registers": registers, "stack": stack, "loops": loops}
@@ -130,7 +133,8 @@ def main() -> None:
         if architecture.startswith("gfx"):
             triton_plan.processors_and_lanes = lambda device: (304, 64)
         for kernel, arguments in record(**CALLS[call], backward=call != case):
-            print(json.dumps({"case": case, "architecture": architecture, **compile_for(architecture, kernel, arguments)}), flush=True)
+            found = compile_for(architecture, kernel, arguments)
+            print(json.dumps({"case": case, "architecture": architecture, **found}), flush=True)
 
 
 if __name__ == "__main__":

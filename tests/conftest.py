@@ -5,8 +5,8 @@ import os
 # The Triton kernels run in Triton's interpreter. It replaces the language when Triton is imported, so before torch is.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 
 @pytest.fixture(autouse=True)

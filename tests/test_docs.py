@@ -18,3 +18,9 @@ def test_code_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
     for block in BLOCK.findall(page.read_text()):
         if not block.startswith("# needs"):
             exec(compile(block, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []

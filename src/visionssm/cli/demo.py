@@ -53,15 +53,17 @@ def run(args: argparse.Namespace) -> int:
     print(f"{right} of {len(files)} are right")
 
     print("\nwhere everything is")
-    for path, what in (
-        (out / "predictions.png", "the images with labels and confidences"),
-        (out / "predictions.csv", "the same as a table"),
-        (images, "the image files"),
-        (result.folder / "confusion_matrix.png", "which digits are taken for which"),
-        (result.folder / "learning_curve.png", "the course of the training; metrics.csv has the numbers"),
-        (result.folder / "best.ckpt", "the weights, with class names and preprocessing"),
-    ):
-        print(f"  {path!s:<32}  {what}")
+    places = {
+        out / "predictions.png": "the images with labels and confidences",
+        out / "predictions.csv": "the same as a table",
+        images: "the image files",
+        result.folder / "confusion_matrix.png": "which digits are taken for which",
+        result.folder / "learning_curve.png": "the course of the training; metrics.csv has the numbers",
+        result.folder / "best.ckpt": "the weights, with class names and preprocessing",
+    }
+    width = max(len(str(path)) for path in places)
+    for path, what in places.items():
+        print(f"  {path!s:<{width}}  {what}")
     print(f"try it yourself: visionssm predict {images} --checkpoint {result.folder}")
     return 0
 

@@ -110,7 +110,7 @@ INLINE char* address(const Tensor& t, int64_t b, int64_t p, int64_t k, int64_t f
 // How many steps ahead of their use rows of a map that is too large for the cache are asked for. Few: on many paths successive
 // rows lie a multiple of a large power of two apart and compete for the same few places in the cache.
 #ifndef AHEAD
-#define AHEAD 16
+#define AHEAD 8
 #endif
 constexpr int kAhead = AHEAD;
 
@@ -199,14 +199,13 @@ template <class T, bool kSoftplus, int kSteps>
 static void dense_step_sizes(
     const Tile<T, kSteps>& tile, const Parameters<T>& parameters, int64_t k, const Block<T>& block, T* delta) {
   constexpr int W = kLanes<T>;
-  for (int64_t v = 0; v < block.vectors; v++) {
-    const Vector<T> bias = load(parameters.bias(k, block.first_vector + v));
-    const bool ahead = tile.far;
-    for (int64_t s = 0; s < tile.steps; s++) {
-      if (ahead) __builtin_prefetch(tile.dt[s + kAhead] + v * W);
-      store(delta + s * block.padded + v * W, step_size<T, kSoftplus>(load(tile.dt[s] + v * W) + bias));
+  const int64_t padded = block.padded, stride = parameters.rows() * W;
+  const T* bias = parameters.bias(k, block.first_vector);
+  for (int64_t s = 0; s < tile.steps; s++)
+    for (int64_t v = 0, i = 0; i < padded; v++, i += W) {
+      if (tile.far) __builtin_prefetch(tile.dt[s + kAhead] + i);
+      store(delta + s * padded + i, step_size<T, kSoftplus>(load(tile.dt[s] + i) + load(bias + v * stride)));
     }
-  }
 }
 
 // delta = softplus(dt_weight dt + bias) for kRows steps and kColumns vectors at once.

@@ -11,7 +11,7 @@
 namespace visionssm::VISIONSSM_TARGET {
 
 #ifndef NARROW
-#define NARROW 32
+#define NARROW 96
 #define L2B (1<<20)
 #endif
 constexpr int kForwardSteps = 16;
@@ -81,6 +81,44 @@ INLINE void advance(
   for (int i = 0; i < kStates; i++) store(state + i * W, h[i]);
 }
 
+// The same for a single state per channel, for all vectors of the block: step by step, so that rows are read and written from end
+// to end, as memory likes it.
+template <class T, bool kZoh>
+static void advance_rows(
+    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, const Parameters<T>& parameters, int64_t k,
+    const Block<T>& block, bool add) {
+  constexpr int W = kLanes<T>;
+  using V = Vector<T>;
+  const int64_t padded = block.padded, stride = parameters.rows() * W, steps = tile.steps;
+  const bool far = tile.far;
+  const T* D = parameters.D(k, block.first_vector);
+  const T* A = parameters.A(k, block.first_vector);
+  T* state = scratch.state;
+  for (int64_t s = 0; s < steps; s++) {
+    const V B = broadcast(tile.B[s][0]), C = broadcast(tile.C[s][0]);
+    const T* delta = scratch.delta + s * padded;
+    const T* x_row = tile.x[s];
+    T* out = tile.out[s];
+    for (int64_t v = 0, i = 0; i < padded; v++, i += W) {
+      if (far) {
+        __builtin_prefetch(tile.x[s + kAhead] + i);
+        __builtin_prefetch(tile.out[s + kAhead] + i, 1);
+      }
+      const V step = load(delta + i), x = load(x_row + i), scaled_A = load(A + v * stride);
+      V h = load(state + i);
+      if constexpr (kZoh) {
+        const Decay<V> e = decay_and_excess(step, scaled_A);
+        h = fma(e.factor, h, e.minus_one * (kExponentScale<T> / scaled_A) * (B * x));
+      } else {
+        h = fma(decay(step, scaled_A), h, B * (step * x));
+      }
+      const V y = fma(C, h, load(D + v * stride) * x);
+      store(state + i, h);
+      store(out + i, add ? load(out + i) + y : y);
+    }
+  }
+}
+
 // kStates at a time for as long as there are so many, then half of that.
 template <class T, int kStates, bool kZoh>
 INLINE void advance_states(
@@ -89,6 +127,19 @@ INLINE void advance_states(
   for (; n + kStates <= N; n += kStates)
     advance<T, kStates, kZoh>(tile, scratch, padded, v, n, add, D, A + n * kLanes<T>, state + n * kLanes<T>);
   if constexpr (kStates > 1) advance_states<T, kStates / 2, kZoh>(tile, scratch, padded, v, n, N, add, D, A, state);
+}
+
+template <class T, bool kZoh>
+static void advance_all(
+    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, const Parameters<T>& parameters, int64_t k,
+    const Block<T>& block, bool add) {
+  if (parameters.N == 1) return advance_rows<T, kZoh>(tile, scratch, parameters, k, block, add);
+  for (int64_t v = 0; v < block.vectors; v++) {
+    const T* D = parameters.D(k, block.first_vector + v);
+    const T* A = parameters.A(k, block.first_vector + v);
+    T* state = scratch.state + v * parameters.N * kLanes<T>;
+    advance_states<T, kStatesAtOnce, kZoh>(tile, scratch, block.padded, v, 0, parameters.N, add, D, A, state);
+  }
 }
 
 template <class T>
@@ -154,15 +205,10 @@ static void forward_path(
       tile.out[s] = written ? result + tile.source[s] * result_stride : scratch.out + s * padded;
     }
     step_sizes(a, tile, parameters, k, block, scratch.delta);
-    for (int64_t v = 0; v < block.vectors; v++) {
-      const T* D = parameters.D(k, block.first_vector + v);
-      const T* A = parameters.A(k, block.first_vector + v);
-      T* state = scratch.state + v * a.N * W;
-      if (a.zoh)
-        advance_states<T, kStatesAtOnce, true>(tile, scratch, padded, v, 0, a.N, in_place && add, D, A, state);
-      else
-        advance_states<T, kStatesAtOnce, false>(tile, scratch, padded, v, 0, a.N, in_place && add, D, A, state);
-    }
+    if (a.zoh)
+      advance_all<T, true>(tile, scratch, parameters, k, block, in_place && add);
+    else
+      advance_all<T, false>(tile, scratch, parameters, k, block, in_place && add);
     if (!in_place) finish_rows(tile, scratch.out, block, sums, add, target, b, k);
   }
   save_state(a, b, k, block, scratch.state, (T*)a.last_state);

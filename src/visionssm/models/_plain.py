@@ -209,7 +209,7 @@ class PlainBackbone(Backbone):
         if self.pos_embed is not None:
             same = same_grid(grid, self.grid)
             tokens = tokens + (self.pos_embed if same else self._resized_pos_embed(self.pos_embed, grid))
-        return self.pos_drop(tokens), grid
+        return self.pos_drop(tokens).contiguous(), grid
 
     def _rotation(self, tokens: Tensor, grid: Grid) -> Rotation | None:
         """Cosines and sines (L, C), identity on class tokens."""

@@ -355,23 +355,26 @@ class GroupMamba(HierarchicalBackbone):
         self.last_norm = choose("last_norm", last_norm, LAST_NORMS)
         if (groups, directions, layer) != (4, 1, "released"):
             self.key_table = KeyTable([])  # no weights were published, so there are no other names than ours
-        options: dict[str, Any] = {"groups": groups, "directions": directions, "path_builder": path_builder}
-        options["state"] = state
+        options: dict[str, Any] = {
+            "modulation": modulation,
+            "groups": groups,
+            "state": state,
+            "directions": directions,
+            "path_builder": path_builder,
+        }
         block_class = Block if layer == "released" else PaperBlock
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stem = ConvStem(in_chans, stem_width, widths[0])
         self.stages = nn.ModuleList()
         for i, (width, depth, ratio) in enumerate(zip(widths, depths, mlp_ratios, strict=True)):
-            blocks: list[nn.Module] = [
-                block_class(width, ratio, next(rates), modulation=modulation, **options) for _ in range(depth)
-            ]
+            blocks: list[nn.Module] = [block_class(width, ratio, next(rates), **options) for _ in range(depth)]
             if i + 1 < len(depths):
                 self.stages.append(
                     GroupStage(blocks, nn.LayerNorm(width, eps=1e-6), ConvDownsample(width, widths[i + 1]))
                 )
             else:
                 self.stages.append(GroupStage(blocks, nn.Identity(), nn.Identity()))
-        self.pooled_block = PooledBlock(widths[-1], mlp_ratios[-1], modulation=modulation, **options)
+        self.pooled_block = PooledBlock(widths[-1], mlp_ratios[-1], **options)
         self.norm = nn.LayerNorm(widths[-1], eps=1e-6)
         if last_norm == "fresh":
             fresh = nn.LayerNorm(widths[-1], eps=1e-6)

@@ -608,5 +608,5 @@ def local_vim_small_wo_search(pretrained: bool = False, **kwargs: Any) -> LocalV
 def local_vim_nano(pretrained: bool = False, **kwargs: Any) -> LocalVim:
     """A LocalVim of 4 blocks for 32x32 images: for demonstrations and tests."""
     directions = _directions("h v_flip w2 w2_flip | h_flip v w2 w2_flip | h h_flip v w2 | h h_flip v v_flip")
-    options = {"img_size": 32, "patch_size": 4, "stride": 4, "state": 8, **kwargs}
-    return _local_vim("local_vim_nano", pretrained, options, width=56, directions=directions)
+    options = {"img_size": 32, "patch_size": 4, "stride": 4, "state": 4, **kwargs}
+    return _local_vim("local_vim_nano", pretrained, options, width=48, directions=directions)

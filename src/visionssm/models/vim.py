@@ -278,10 +278,10 @@ default_cfgs = register_releases(
         ),
         "vim_tiny_legacy.in1k": _release(7_148_008, 73.1, 91.1, "Vim-tiny", "vim_tiny_73p1.pth", 14),
         "vim_nano": Release(
-            params=179_402,
+            params=177_290,
             num_classes=10,
             input_size=(3, 32, 32),
-            pool_size=(7, 7),
+            pool_size=(4, 4),
             crop_pct=1.0,
             first_conv="stem.proj",
         ),

@@ -169,6 +169,10 @@ def project_dt(
         low = tl.load(pointers)
     if UPCAST:
         low = low.to(tl.float32)
-    raw = tl.dot(low, weight, input_precision="ieee")
-    # A scan that changes nothing keeps the layout of tl.dot from spreading into what follows.
-    return tl.associative_scan(raw, 0, _then)
+    return tl.dot(low, weight, input_precision="ieee")
+
+
+@triton.jit
+def fence(tile):
+    """Keeps the layout of tl.dot from spreading into what follows: a scan that changes nothing."""
+    return tl.associative_scan(tile, 0, _then)

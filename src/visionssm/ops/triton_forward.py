@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .triton_common import (
     LOG2E,
+    fence,
     find_steps,
     input_coefficient,
     load_or_zero,
@@ -76,7 +77,7 @@ def _tile(
     ZOH: tl.constexpr, WRITE: tl.constexpr, SAVE: tl.constexpr, SUM_DELTA: tl.constexpr, SKIP: tl.constexpr, MERGE: tl.constexpr,
     ZEROED: tl.constexpr, MASK: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """BT steps of one path; returns the states (a tuple of N rows of channels) after them, and the sum of delta."""
+    """BT steps of one path; returns the states (a tuple of N rows of channels) after them, and delta_sum, row by row."""
     MASKED: tl.constexpr = MASK or PAD or TAIL
     rows, ranks = tl.arange(0, BT), tl.arange(0, RANKS)
     steps, is_step = find_steps(t, stop, rows, TAIL)
@@ -92,10 +93,12 @@ def _tile(
     delta = raw + bias[None, :]
     if SOFTPLUS:
         delta = softplus(delta)
+    if R > 0:
+        delta = fence(delta)
     if TAIL:
         delta = tl.where(is_step[:, None], delta, 0.0)
     if SUM_DELTA:
-        delta_sum += tl.sum(delta, 0)
+        delta_sum += delta
     out = tl.zeros([BT, channels.shape[0]], tl.float32)
     if SKIP:
         out += x_rows * skip[None, :]
@@ -131,7 +134,8 @@ def tile_forward(
     K, T, E, chunks, chunk_steps, kept, zero,
     N: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, BE: tl.constexpr, BT: tl.constexpr, VEC: tl.constexpr,
     STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, ZOH: tl.constexpr, WRITE: tl.constexpr, SAVE: tl.constexpr,
-    MERGE: tl.constexpr, ZEROED: tl.constexpr, MASK: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
+    MERGE: tl.constexpr, ZEROED: tl.constexpr, MASK: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr,
+    WIDE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """For N < 8. `last` and `delta_sums` are (batch, K, chunks, N, E) and (batch, K, chunks, E); the latter only without WRITE."""
     block, chunk, image, first, end = locate(tl.cdiv(E, BE), chunks, K, MERGE)
@@ -176,7 +180,7 @@ def tile_forward(
                 states = states + (tl.load(start + state_k + n * E, mask=in_range, other=0.0),)
             else:
                 states = states + (tl.zeros([BE], tl.float32),)
-        delta_sum = tl.zeros([BE], tl.float32)
+        delta_sum = tl.zeros([BT, BE], tl.float32)
         for t in range(t0, full, BT):
             states, delta_sum = _tile(
                 x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, weight_k, a, skip, bias, states, delta_sum,
@@ -195,7 +199,7 @@ def tile_forward(
         for n in tl.static_range(N):
             tl.store(last + state_k + n * E, states[n], mask=in_range)
         if not WRITE:
-            tl.store(delta_sums + (walk * chunks + chunk) * E + channels, delta_sum, mask=in_range)
+            tl.store(delta_sums + (walk * chunks + chunk) * E + channels, tl.sum(delta_sum, 0), mask=in_range)
         if MERGE:
             tl.debug_barrier()
 
@@ -309,13 +313,15 @@ def walk_forward(
             h, delta_sum = _walk(
                 x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, a, skip, bias, h, delta_sum, k, K, t,
                 stride_xl, stride_dtl, stride_Bl, stride_Cl, stride_yl, E, channels, lanes, n, in_range, is_state,
-                N, U, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None, MERGE, ZEROED, MASK, PAD, STATES > N, WIDE, ALIGNED,
+                N, U, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None, MERGE, ZEROED, MASK, PAD,
+                STATES > N, WIDE, ALIGNED,
             )  # fmt: skip
         for t in range(full, stop):
             h, delta_sum = _walk(
                 x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, a, skip, bias, h, delta_sum, k, K, t,
                 stride_xl, stride_dtl, stride_Bl, stride_Cl, stride_yl, E, channels, lanes, n, in_range, is_state,
-                N, 1, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None, MERGE, ZEROED, MASK, PAD, STATES > N, WIDE, ALIGNED,
+                N, 1, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None, MERGE, ZEROED, MASK, PAD,
+                STATES > N, WIDE, ALIGNED,
             )  # fmt: skip
         tl.store(last + state_k, h, mask=state_mask)
         if not WRITE:

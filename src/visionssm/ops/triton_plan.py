@@ -108,11 +108,12 @@ def prepare(
     processors, lanes = processors_and_lanes(x.device)
     enough = WARPS_PER_PROCESSOR * processors
     chunks, chunk_steps = _chunks(batch * K * -(-E // 32), enough, T)
+    arguments |= {"L": L, "K": K, "E": E, "N": N, "T": T, "R": R}
     arguments |= {
         "A": A.transpose(1, 2).contiguous(),
         "path": path,
         "stride_pk": path.stride(0),
-        **{"L": L, "K": K, "E": E, "N": N, "T": T, "R": R, "zero": 0},
+        "zero": 0,  # see triton_common
         "RANKS": max(16, power_of_2(R)),
         "chunks": chunks,
         "chunk_steps": chunk_steps,

@@ -50,6 +50,7 @@ class TrainConfig:
     accumulate: int = _setting(1, "batches whose gradients are added before a step")
     seed: int = _setting(0, "chooses initial weights, order and augmentation")
     device: str = _setting("auto", "auto, cpu, cuda or mps")
+    threads: int | None = _setting(None, "CPU threads; default: 1 for digits, which don't gain from more, else torch's")
     precision: str = _setting("float32", "float32, bfloat16 or float16 (mixed: weights stay float32)")
     checkpoint_minutes: float = _setting(10.0, "save last.ckpt at least this often, besides every epoch")
     checkpoint_steps: int | None = _setting(None, "save last.ckpt every so many batches")
@@ -133,6 +134,7 @@ def with_defaults(config: TrainConfig) -> TrainConfig:
         "warmup_epochs": epochs / 10,
         "scale": (0.7, 1.0) if digits else (0.35, 1.0) if fine_tuning else (0.08, 1.0),
         "hflip": 0.0 if digits else 0.5,
+        "threads": 1 if digits else None,
         "out": f"runs/{'digits' if digits else Path(config.data).resolve().name}-{config.model.replace('/', '_')}",
     }
     return replace(config, **{name: value for name, value in chosen.items() if getattr(config, name) is None})
@@ -194,7 +196,16 @@ def _type_name(annotation: Any) -> str:
 
 def _check_ranges(config: TrainConfig) -> None:
     """ValueError for a number that can't be meant."""
-    above_zero = ("epochs", "batch_size", "accumulate", "lr", "checkpoint_minutes", "checkpoint_steps", "max_skipped")
+    above_zero = (
+        "epochs",
+        "batch_size",
+        "accumulate",
+        "lr",
+        "checkpoint_minutes",
+        "checkpoint_steps",
+        "max_skipped",
+        "threads",
+    )
     at_least_zero = ("workers", "min_lr", "warmup_epochs", "weight_decay", "mixup", "cutmix", "color_jitter", "seed")
     shares = ("max_unreadable", "hflip", "random_erasing", "ema_decay", "layer_decay", "label_smoothing")
     for names, holds, rule in (

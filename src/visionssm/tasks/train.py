@@ -61,6 +61,11 @@ def train(config: TrainConfig, force: bool = False) -> TrainResult:
         KeyboardInterrupt: Ctrl-C; `last.ckpt` holds the state.
     """
     config = with_defaults(config)
+    with cpu_threads(config.threads):
+        return _train(config, force)
+
+
+def _train(config: TrainConfig, force: bool) -> TrainResult:
     splits = load_splits(config)
     device = pick_device(config.device)
     fingerprint = splits.fingerprint()
@@ -145,6 +150,17 @@ def finish(
     save_learning_curve(history, folder / LEARNING_CURVE)
     save_confusion_matrix(evaluation, folder / CONFUSION)
     return TrainResult(folder, history, evaluation, part)
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads inside the block; None: with as many as it does anyway."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
