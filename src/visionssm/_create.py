@@ -55,7 +55,7 @@ def create_model(
         >>> create_model("vmamba_tinny")
         Traceback (most recent call last):
         ...
-        ValueError: model: there is no 'vmamba_tinny'; did you mean vmamba_tiny, vmamba_nano, vanilla_vmamba_tiny?
+        ValueError: model: there is no 'vmamba_tinny'; did you mean vmamba_tiny, ...?
     """
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):

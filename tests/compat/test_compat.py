@@ -126,6 +126,8 @@ def test_complex_mistakes_are_named():
     u = torch.ones(2, 4, 5)
     with pytest.raises(ValueError, match=r"B: got shape \(2, 3, 5\) in torch.float32.*2 L"):
         compat.selective_scan_fn(u, u, A, torch.ones(2, 3, 5), torch.ones(2, 3, 10))
+    with pytest.raises(ValueError, match=r"u, delta: got shapes \(2, 4, 5\) and \(4, 5\)"):
+        compat.selective_scan_fn(u, u[0], A, torch.ones(2, 3, 10), torch.ones(2, 3, 10))
     with pytest.raises(ValueError, match="C: got 3 groups"):
         compat.selective_scan_fn(u, u, A, torch.ones(2, 3, 10), torch.ones(2, 3, 3, 10))
 

@@ -8,7 +8,7 @@ from scan_cases import loop, make_case
 
 from visionssm.ops import explain_backend, paths
 
-FAST = ("torch", "native")  # `triton` has a file of its own: its interpreter takes seconds for a small call
+FAST = ("torch", "native")  # `triton` has a file of its own
 
 
 def case_of(name: str):
@@ -48,8 +48,8 @@ def positive_dt(case):
 
 
 NAMES = (
-    "vmamba", "vanilla_vmamba", "vim", "mambavision", "groupmamba", "localmamba", "efficientvmamba", "simba", "zoh", "state_carried",
-    "no_softplus", "no_skip", "one_pixel", "one_channel", "wide", "empty_batch",
+    "vmamba", "vanilla_vmamba", "vim", "mambavision", "groupmamba", "localmamba", "efficientvmamba", "simba", "zoh",
+    "state_carried", "no_softplus", "no_skip", "one_pixel", "one_channel", "wide", "empty_batch",
 )  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """The named traversals: orders as the papers define them, on any grid."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +85,7 @@ def test_continuous_walks_step_to_a_neighbour(name):
     H = W = 8
     walk = getattr(paths, name)(H, W)[0].tolist()
     cells = [divmod(p, W) for p in walk]
-    assert all(abs(a - c) + abs(b - d) == 1 for (a, b), (c, d) in zip(cells, cells[1:], strict=False))
+    assert all(abs(a - c) + abs(b - d) == 1 for (a, b), (c, d) in itertools.pairwise(cells))
 
 
 def test_rows_and_columns_walk_alone():

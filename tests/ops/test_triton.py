@@ -142,6 +142,41 @@ def test_slices_of_one_projection_are_read_in_place():
     assert torch.equal(y, path_scan(x, dt, A, B, C, None, None, path, dt_weight=weight, backend="triton"))
 
 
+LARGER = {
+    "vmamba": lambda: make_case(grid=(5, 7), E=33, N=1, rank=6, initial_state=True),
+    "vanilla_vmamba": lambda: make_case(grid=(3, 5), N=16, rank=2),
+    "vim": lambda: make_case(path=paths.forward_backward(1, 33), grid=(1, 33), N=16, E=40, input_per_path=True, merge=False),
+    "eight_paths": lambda: make_case(path=torch.cat([paths.cross(5, 7), paths.rotations(5, 7)]), N=1),
+    "localmamba": lambda: make_case(path=paths.windows(5, 7, 2), N=4, merge=False),
+    "efficient_vmamba": lambda: make_case(path=paths.atrous(5, 7), N=4, rank=2),
+    "many_states": lambda: make_case(batch=1, path=paths.raster(1, 5), grid=(1, 5), N=64, E=3),
+    "long": lambda: make_case(batch=1, path=paths.raster(13, 25), grid=(13, 25), N=8, E=5, rank=3, initial_state=True),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGER)
+def test_larger_cases(name):
+    check(LARGER[name]())
+
+
+def test_extreme_steps_are_what_float64_gives():
+    """Steps exp(-60) to 60, A from almost nothing to -10 000, a channel for each pair."""
+    raw, A = torch.meshgrid(torch.tensor([-60.0, -20.0, 20.0, 60.0]), torch.tensor([-1e-6, -0.5, -1e4]), indexing="ij")
+    T, E = 6, raw.numel()
+    inputs = {"x": torch.ones(1, T, E), "dt": raw.reshape(1, 1, 1, E).expand(1, T, 1, E), "A": A.reshape(1, E, 1)}
+    inputs |= {"B": torch.ones(1, T, 1, 1), "C": torch.ones(1, T, 1, 1)}
+    found = {}
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        leaves = [value.to(dtype).clone().requires_grad_() for value in inputs.values()]
+        y = path_scan(*leaves, None, None, paths.raster(1, T), backend=backend)
+        found[backend] = [y, *torch.autograd.grad(y.sum(), leaves)]
+    torch.testing.assert_close(found["triton"][0].double(), found["reference"][0], rtol=3e-6, atol=1e-30)
+    for name, value, exact in zip(inputs, found["triton"][1:], found["reference"][1:], strict=True):
+        assert value.isfinite().all()
+        torch.testing.assert_close(value.double(), exact, rtol=2e-5, atol=1e-6 * float(exact.abs().max()), msg=name)
+
+
 def test_empty_batch():
     case = make_case(batch=0, N=2, rank=3)
     found = case.gradients("triton", torch.float32)

@@ -93,6 +93,8 @@ def _complex_scan(
     With S the sum of delta so far and h = exp(i Im(A) S) g, g decays by the real exp(delta Re(A)). Its real and its
     imaginary part are 2 N real states, driven and read through B and C turned by the same angle.
     """
+    if u.dim() != 3 or delta.shape != u.shape:
+        raise ValueError(f"u, delta: got shapes {tuple(u.shape)} and {tuple(delta.shape)}, need (batch, E, L) twice")
     exact = torch.promote_types(u.dtype, torch.float32)
     delta = delta.to(exact)
     if delta_bias is not None:
@@ -100,9 +102,8 @@ def _complex_scan(
     if delta_softplus:
         delta = F.softplus(delta)
     # The angle grows with the length: its whole turns are taken off before float32 rounds it.
-    angle = torch.remainder(
-        A.imag.double()[:, :, None] * delta.double().cumsum(-1)[:, :, None], 2 * torch.pi
-    ).to(exact)  # fmt: skip
+    angle = A.imag.double()[:, :, None] * delta.double().cumsum(-1)[:, :, None]
+    angle = torch.remainder(angle, 2 * torch.pi).to(exact)
     turn = torch.complex(angle.cos(), angle.sin())
     B = _complex_per_channel("B", B, u, A) * turn.conj()
     C = _complex_per_channel("C", C, u, A) * turn

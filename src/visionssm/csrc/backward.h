@@ -294,7 +294,7 @@ static void unpack_gradients(
 
 template <class T>
 static Status backward(const Arguments& a) {
-  constexpr int64_t kMostSlices = 64, kEnoughTasks = 16, kNarrowestGroup = 64;
+  constexpr int64_t kMostSlices = 64, kEnoughTasks = 8, kNarrowestGroup = 128;
   const int64_t slices = larger(1, smaller(a.batch, kMostSlices)), vectors = divide_up(a.E, kLanes<T>);
   const int64_t groups = larger(1, smaller(divide_up(a.E, kNarrowestGroup), divide_up(kEnoughTasks, slices)));
   const bool per_path = a.x_per_path || a.K == 1;

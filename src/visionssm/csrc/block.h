@@ -109,10 +109,7 @@ INLINE char* address(const Tensor& t, int64_t b, int64_t p, int64_t k, int64_t f
 
 // How many steps ahead of their use rows of a map that is too large for the cache are asked for. Few: on many paths successive
 // rows lie a multiple of a large power of two apart and compete for the same few places in the cache.
-#ifndef AHEAD
-#define AHEAD 8
-#endif
-constexpr int kAhead = AHEAD;
+constexpr int kAhead = 8;
 
 // The steps of one tile, as rows to read; and, where the map is `far`, the rows of the kAhead steps after it.
 template <class T, int kSteps>

@@ -10,13 +10,9 @@
 
 namespace visionssm::VISIONSSM_TARGET {
 
-#ifndef NARROW
-#define NARROW 96
-#define L2B (1<<20)
-#endif
 constexpr int kForwardSteps = 16;
-constexpr int64_t kSecondLevelCache = L2B;
-constexpr int64_t kWidestBlock = 512, kNarrowestBlock = NARROW;
+constexpr int64_t kSecondLevelCache = 1 << 20;
+constexpr int64_t kWidestBlock = 512, kNarrowestBlock = 96;
 
 template <class T>
 struct ForwardScratch {
@@ -179,7 +175,6 @@ template <class T>
 static void forward_path(
     const Arguments& a, const Parameters<T>& parameters, int64_t b, int64_t k, const Block<T>& block, const SumMap<T>& sums,
     bool add, const Tensor* target, const ForwardScratch<T>& scratch) {
-  constexpr int W = kLanes<T>;
   const int64_t padded = block.padded;
   const int32_t* path = a.path + k * a.path_stride;
   // Where a row's states fit into the registers, and it is neither cut nor converted, it is finished where it ends up.

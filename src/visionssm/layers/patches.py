@@ -1,6 +1,5 @@
 """Patch embedding and patch merging in channels-last layout, shared by the families that descend from Swin."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,6 +40,8 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Current published code pads odd sides at the bottom and the right; the archived one dropped the last row or
         # column.
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-        x = torch.cat((x[:, ::2, ::2], x[:, 1::2, ::2], x[:, ::2, 1::2], x[:, 1::2, 1::2]), dim=-1)
+        batch, H, W, C = x.shape
+        rows, columns = (H + 1) // 2, (W + 1) // 2
+        x = F.pad(x, (0, 0, 0, 2 * columns - W, 0, 2 * rows - H))
+        x = x.reshape(batch, rows, 2, columns, 2, C).permute(0, 1, 3, 4, 2, 5).flatten(3)
         return self.reduction(self.norm(x))

@@ -249,6 +249,7 @@ def _release(size: str, params: int, gflops: float, top1: float) -> Release:
         hf_hub_filename=f"efficient_vmamba_{size.lower()}.ckpt",
         prefer=("state_dict",),
         weights_license="apache-2.0",
+        commercial=True,
         note="Apache-2.0 by the README; no licence file comes with code or weights.",
         paper="2403.09977",
         first_conv="stem.conv1",

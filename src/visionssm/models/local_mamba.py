@@ -520,7 +520,7 @@ default_cfgs = register_releases(
             27_783_784, 4.8, 81.0, first_conv="stem.proj", note="reported in the paper; no weights were released"
         ),
         "local_vim_nano": _release(
-            166_274,
+            110_266,
             None,
             None,
             first_conv="stem.proj",

@@ -112,17 +112,19 @@ class EinFFT(nn.Module):
 
     def _perceptron(self, spectrum: Tensor) -> Tensor:
         """Both layers at every frequency: (..., blocks, S, 2), real and imaginary parts, to the same shape."""
-        hidden = F.relu(_complex_linear(spectrum, self.weight1, self.bias1))
-        return F.softshrink(_complex_linear(hidden, self.weight2, self.bias2), self.threshold)
+        leading, (blocks, S, _) = spectrum.shape[:-3], spectrum.shape[-3:]
+        x = spectrum.reshape(-1, blocks, 2 * S).transpose(0, 1)
+        x = F.relu(_complex_linear(x, self.weight1, self.bias1))
+        x = F.softshrink(_complex_linear(x, self.weight2, self.bias2), self.threshold)
+        return x.transpose(0, 1).unflatten(-1, (S, 2)).unflatten(0, leading)
 
 
 def _complex_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A complex matrix product per block as a real one over interleaved parts: (..., blocks, S, 2) to the same shape."""
+    """A complex product per block as a real one over interleaved parts: (blocks, frequencies, 2 S) to the same shape."""
     real, imaginary = weight.to(x.dtype)
     matrix = torch.stack((torch.stack((real, imaginary), dim=-1), torch.stack((-imaginary, real), dim=-1)), dim=2)
-    matrix = matrix.flatten(3, 4).flatten(1, 2)
-    product = torch.einsum("...ki,kio->...ko", x.flatten(-2), matrix).view(x.shape)
-    return product + bias.to(x.dtype).movedim(0, -1)
+    offset = bias.to(x.dtype).movedim(0, -1).flatten(1)
+    return torch.baddbmm(offset.unsqueeze(1), x, matrix.flatten(3, 4).flatten(1, 2))
 
 
 def to_frequencies(x: Tensor) -> Tensor:
@@ -502,7 +504,9 @@ default_cfgs = register_releases(
         "simba_small_mlp": _release(26_591_088, 5.0, 84.0),
         "simba_base_mlp": _release(40_209_744, 9.0, 84.7),
         "simba_large_mlp": _release(66_762_512, 16.3, 49.0, note="no weights were released; unstable in training"),
-        "simba_nano": _release(239276, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0, note=""),
+        "simba_nano": _release(
+            239_276, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0, note=""
+        ),
     }
 )
 

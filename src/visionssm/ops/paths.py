@@ -8,7 +8,6 @@ with dynamic sizes.
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-
 from typing import Any
 
 import torch

@@ -254,7 +254,7 @@ def adjoint_states(
     bias = tl.zeros([BE], tl.float32)
     if dt_bias is not None:
         bias = tl.load(dt_bias + k * E + channels, mask=in_range, other=0.0)
-    delta_sum = tl.zeros([16, BE], tl.float32)
+    delta_sum = tl.zeros([BE], tl.float32)
     for i in range(tl.cdiv(stop - t0, 16)):
         last = stop - 1 - i * 16
         steps = last - rows
@@ -266,7 +266,7 @@ def adjoint_states(
             dt, weight_k, bias, position, visited, is_step, mask, stride_dtl, lanes, ranks,
             R, SOFTPLUS, MASK or PAD or TAIL, PAD, TAIL, UPCAST,
         )  # fmt: skip
-        delta_sum += delta
+        delta_sum += tl.sum(delta, 0)
         for n in range(N):
             state = carry + (part * N + n) * E + channels
             a = tl.load(A + (k * N + n) * E + channels, mask=in_range, other=0.0) * LOG2E
@@ -276,4 +276,4 @@ def adjoint_states(
             u = scan_steps(decay, drive, tl.load(state, mask=in_range, other=0.0), rows)
             tl.store(state, pick_row(u, rows, 15), mask=in_range)
         tl.debug_barrier()
-    tl.store(delta_sums + part * E + channels, tl.sum(delta_sum, 0), mask=in_range)
+    tl.store(delta_sums + part * E + channels, delta_sum, mask=in_range)

@@ -77,7 +77,7 @@ def _tile(
     ZOH: tl.constexpr, WRITE: tl.constexpr, SAVE: tl.constexpr, SUM_DELTA: tl.constexpr, SKIP: tl.constexpr, MERGE: tl.constexpr,
     ZEROED: tl.constexpr, MASK: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """BT steps of one path; returns the states (a tuple of N rows of channels) after them, and delta_sum, row by row."""
+    """BT steps of one path; returns the states (a tuple of N rows of channels) after them, and the sum of delta."""
     MASKED: tl.constexpr = MASK or PAD or TAIL
     rows, ranks = tl.arange(0, BT), tl.arange(0, RANKS)
     steps, is_step = find_steps(t, stop, rows, TAIL)
@@ -98,7 +98,7 @@ def _tile(
     if TAIL:
         delta = tl.where(is_step[:, None], delta, 0.0)
     if SUM_DELTA:
-        delta_sum += delta
+        delta_sum += tl.sum(delta, 0)
     out = tl.zeros([BT, channels.shape[0]], tl.float32)
     if SKIP:
         out += x_rows * skip[None, :]
@@ -180,7 +180,7 @@ def tile_forward(
                 states = states + (tl.load(start + state_k + n * E, mask=in_range, other=0.0),)
             else:
                 states = states + (tl.zeros([BE], tl.float32),)
-        delta_sum = tl.zeros([BT, BE], tl.float32)
+        delta_sum = tl.zeros([BE], tl.float32)
         for t in range(t0, full, BT):
             states, delta_sum = _tile(
                 x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, weight_k, a, skip, bias, states, delta_sum,
@@ -199,7 +199,7 @@ def tile_forward(
         for n in tl.static_range(N):
             tl.store(last + state_k + n * E, states[n], mask=in_range)
         if not WRITE:
-            tl.store(delta_sums + (walk * chunks + chunk) * E + channels, tl.sum(delta_sum, 0), mask=in_range)
+            tl.store(delta_sums + (walk * chunks + chunk) * E + channels, delta_sum, mask=in_range)
         if MERGE:
             tl.debug_barrier()
 
