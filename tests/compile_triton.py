@@ -130,8 +130,8 @@ def main() -> None:
     for name in sys.argv[1:]:
         case, architecture = name.split(":")
         call = case.removesuffix("_backward")
-        if architecture.startswith("gfx"):
-            triton_plan.processors_and_lanes = lambda device: (304, 64)
+        gpu = (304, 64) if architecture.startswith("gfx") else (132, 32)
+        triton_plan.processors_and_lanes = lambda device, gpu=gpu: gpu
         for kernel, arguments in record(**CALLS[call], backward=call != case):
             found = compile_for(architecture, kernel, arguments)
             print(json.dumps({"case": case, "architecture": architecture, **found}), flush=True)

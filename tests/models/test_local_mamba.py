@@ -448,3 +448,14 @@ def test_dense_form_of_local_vim_takes_mixer_outputs():
         assert torch.equal(maps[-1].flatten(2).transpose(1, 2), final)
         hidden = mixer.forward_intermediates(image, intermediates_only=True)
     assert not torch.allclose(hidden[-1], stream.forward_intermediates(image, intermediates_only=True)[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["local_vmamba", "local_vim"])
+def test_one_export_serves_every_size(family):
+    model = visionssm.create_model(f"{family}_nano").eval()
+    side = torch.export.Dim("H", min=65, max=512), torch.export.Dim("W", min=65, max=512)
+    program = torch.export.export(model, (torch.randn(1, 3, 96, 128),), dynamic_shapes=({2: side[0], 3: side[1]},))
+    image = torch.randn(1, 3, 70, 101)
+    with torch.inference_mode():
+        torch.testing.assert_close(program.module()(image), model(image), rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scan_cases import make_case
 
-from visionssm.ops import explain_backend, path_scan, paths, triton_plan
+from visionssm.ops import explain_backend, path_scan, paths, selective_scan, triton_plan
 
 REFUSAL = explain_backend("cpu")["triton"]
 pytestmark = pytest.mark.skipif(REFUSAL is not None, reason=f"triton {REFUSAL}")
@@ -145,7 +145,9 @@ def test_slices_of_one_projection_are_read_in_place():
 LARGER = {
     "vmamba": lambda: make_case(grid=(5, 7), E=33, N=1, rank=6, initial_state=True),
     "vanilla_vmamba": lambda: make_case(grid=(3, 5), N=16, rank=2),
-    "vim": lambda: make_case(path=paths.forward_backward(1, 33), grid=(1, 33), N=16, E=40, input_per_path=True, merge=False),
+    "vim": lambda: make_case(
+        path=paths.forward_backward(1, 33), grid=(1, 33), N=16, E=40, input_per_path=True, merge=False
+    ),
     "eight_paths": lambda: make_case(path=torch.cat([paths.cross(5, 7), paths.rotations(5, 7)]), N=1),
     "localmamba": lambda: make_case(path=paths.windows(5, 7, 2), N=4, merge=False),
     "efficient_vmamba": lambda: make_case(path=paths.atrous(5, 7), N=4, rank=2),
@@ -175,6 +177,19 @@ def test_extreme_steps_are_what_float64_gives():
     for name, value, exact in zip(inputs, found["triton"][1:], found["reference"][1:], strict=True):
         assert value.isfinite().all()
         torch.testing.assert_close(value.double(), exact, rtol=2e-5, atol=1e-6 * float(exact.abs().max()), msg=name)
+
+
+def test_selective_scan_reads_sequences_channels_first():
+    u, delta, z = torch.randn(3, 1, 6, 9).unbind()
+    A, B, C = -torch.rand(6, 2), torch.randn(1, 3, 2, 9), torch.randn(1, 3, 2, 9)
+    found, expected = (
+        selective_scan(
+            u, delta, A, B, C, torch.ones(6), z, delta_softplus=True, return_last_state=True, backend=backend
+        )
+        for backend in ("triton", "reference")
+    )
+    for value, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, exact, rtol=1e-5, atol=1e-6)
 
 
 def test_empty_batch():

@@ -59,14 +59,20 @@ def _kill_training(command: list[str], folder: Path, delay: float) -> None:
     assert process.wait() in (-signal.SIGKILL, 0), (folder.parent / "output.txt").read_text()
 
 
-def test_a_killed_run_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    command = [*COMMAND, "epochs=3"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert main([*command, f"out={whole}"]) == 0
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """The folder of a run of two epochs that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main([*COMMAND, "epochs=2", f"out={folder}"]) == 0
+    return folder
+
+
+def test_a_killed_run_ends_like_one_that_was_not(whole_run: Path, tmp_path: Path) -> None:
+    command, killed = [*COMMAND, "epochs=2"], tmp_path / "killed"
     _kill_training([*command, f"out={killed}"], killed, delay=0.1)
     assert not (killed / "results.json").exists()
     assert main([*command, f"out={killed}"]) == 0
-    _assert_same_run(whole, killed)
+    _assert_same_run(whole_run, killed)
 
 
 @pytest.mark.slow
@@ -82,10 +88,10 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path: Path,
     _assert_same_run(whole, killed)
 
 
-def test_ctrl_c_saves_and_the_same_command_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [*COMMAND, "epochs=2"]
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert main([*command, f"out={whole}"]) == 0
+def test_ctrl_c_saves_and_the_same_command_continues(
+    whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, stopped = [*COMMAND, "epochs=2"], tmp_path / "stopped"
 
     def press_ctrl_c() -> None:
         while not (stopped / "last.ckpt").exists():
@@ -104,7 +110,7 @@ def test_ctrl_c_saves_and_the_same_command_continues(tmp_path: Path, capsys: pyt
     assert "Traceback" not in captured.out + captured.err
     assert main([*command, f"out={stopped}"]) == 0
     assert "continues the run in this folder" in capsys.readouterr().out
-    _assert_same_run(whole, stopped)
+    _assert_same_run(whole_run, stopped)
 
 
 @pytest.fixture

@@ -221,6 +221,22 @@ static void write_columns(const Arguments& a, int64_t b, int64_t p, int64_t k, c
   if (a.R) write(a.grad_dt, row + 2 * a.N, a.R);
 }
 
+// Asks the memory for what the rest of the chunk needs for four steps, or what comes after them.
+template <class T>
+static void prefetch_steps(
+    const Arguments& a, const Chunk<T>& chunk, int64_t b, int64_t k, const Block<T>& block, int64_t first, const SumMap<T>& sums,
+    const Tensor* target, int64_t first_channel) {
+  const int64_t bytes = block.width * sizeof(T);
+  for (int64_t s = first; s < smaller(first + 4, chunk.steps); s++) {
+    prefetch(chunk.x[s + kAhead], bytes);
+    prefetch(chunk.grad_y[s + kAhead], bytes);
+    const int64_t p = chunk.source[s];
+    if (sums.data) prefetch(sums.data + p * sums.stride + block.first - first_channel, bytes);
+    if (target) prefetch(address(*target, b, p, k, block.first), block.width * bytes_of(target->dtype));
+    if (!a.R) prefetch(address(a.grad_dt, b, p, k, block.first), block.width * bytes_of(a.grad_dt.dtype));
+  }
+}
+
 // One path of one image for one channel group. The gradient by x goes where forward_path would put its outputs. `columns` takes
 // the group's part of the sums over channels, (T, 2 N + R); without it they are complete and are written to their tensors.
 template <class T>
@@ -232,13 +248,13 @@ static void backward_path(
   const int64_t S = a.checkpoint_steps, width = 2 * a.N + a.R, parts = divide_up(group.padded, kSubBlockChannels);
   const int32_t* path = a.path + k * a.path_stride;
   Chunk<T> chunk;
-  chunk.far = false;
+  chunk.far = a.L * group.width * int64_t(sizeof(T)) > kSecondLevelCache / 4;
   for (int64_t v = 0; v < group.vectors; v++) {
     const T* source = (const T*)a.grad_last + ((b * a.K + k) * a.E + group.first + v * W) * a.N;
     transpose_in(source, a.N, smaller(W, group.width - v * W), scratch.adjoint + v * a.N * W);
   }
   for (int64_t t = (a.T - 1) / S * S; t >= 0; t -= S) {
-    chunk.walk(path, t, smaller(a.T, t + S));
+    chunk.walk(path, a.T, t, smaller(S, a.T - t), larger(t - S, 0));
     fetch_shared(chunk, a.B, b, k, a.N, scratch.zeros, scratch.B, chunk.B);
     fetch_shared(chunk, a.C, b, k, a.N, scratch.zeros, scratch.C, chunk.C);
     if (a.R) fetch_shared(chunk, a.dt, b, k, a.R, scratch.zeros, scratch.dt, chunk.dt);
@@ -249,7 +265,10 @@ static void backward_path(
       fetch(chunk, a.x, b, k, block.first, block.width, block.padded, scratch.zeros, scratch.x, chunk.x);
       fetch(chunk, a.grad_y, b, k, block.first, block.width, block.padded, scratch.zeros, scratch.grad_y, chunk.grad_y);
       if (!a.R) fetch(chunk, a.dt, b, k, block.first, block.width, block.padded, scratch.zeros, scratch.dt, chunk.dt);
-      step_sizes(a, chunk, parameters, k, block, scratch.delta);
+      for (int64_t s = 0; s < chunk.steps; s += 4) {
+        if (chunk.far) prefetch_steps(a, chunk, b, k, block, s, sums, target, group.first);
+        step_sizes(a, chunk, parameters, k, block, s, smaller(s + 4, chunk.steps), scratch.delta);
+      }
       memset(scratch.grad_delta, 0, chunk.steps * block.padded * sizeof(T));
       memset(scratch.through, 0, chunk.steps * block.padded * sizeof(T));
       int64_t n = 0;

@@ -107,6 +107,9 @@ INLINE char* address(const Tensor& t, int64_t b, int64_t p, int64_t k, int64_t f
   return (char*)t.data + (b * t.batch_stride + p * t.position_stride + k * t.path_stride + first) * bytes_of(t.dtype);
 }
 
+// What is assumed of the processor.
+constexpr int64_t kSecondLevelCache = 1 << 20;
+
 // How many steps ahead of their use rows of a map that is too large for the cache are asked for. Few: on many paths successive
 // rows lie a multiple of a large power of two apart and compete for the same few places in the cache.
 constexpr int kAhead = 8;
@@ -127,12 +130,14 @@ struct Tile {
   const T* grad_y[kRows];
   T* out[kRows];
 
-  void walk(const int32_t* path, int64_t t, int64_t T_) {
-    steps = smaller(kSteps, T_ - t);
+  // Steps t to t + count - 1 of a path of T steps; those that follow start at step `next`.
+  void walk(const int32_t* path, int64_t T_, int64_t t, int64_t count, int64_t next) {
+    steps = count;
     rows = far ? steps + kAhead : steps;
     int32_t lowest = 0;
     for (int64_t s = 0; s < rows; s++) {
-      const int32_t p = path[smaller(t + s, T_ - 1)];
+      const int64_t step = s < steps ? t + s : smaller(next + s - steps, T_ - 1);
+      const int32_t p = path[step];
       lowest = p < lowest ? p : lowest;
       position[s] = p;
       source[s] = larger(p, 0);
@@ -141,15 +146,17 @@ struct Tile {
   }
 };
 
+// Asks the memory for a row.
+INLINE void prefetch(const void* row, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)row + i);
+}
+
 template <class T, class Format, int kSteps>
 INLINE void copy_rows(
     Format format, const Tile<T, kSteps>& tile, const char* base, int64_t stride, int64_t count, int64_t padded, T* copies,
     const T** rows) {
   for (int64_t s = 0; s < tile.steps; s++) {
-    if (tile.far) {
-      const char* next = base + tile.source[s + kAhead] * stride;
-      for (int64_t i = 0; i < count * format.bytes; i += 64) __builtin_prefetch(next + i);
-    }
+    if (tile.far) prefetch(base + tile.source[s + kAhead] * stride, count * format.bytes);
     T* copy = copies + s * padded;
     read_row(format, base + tile.source[s] * stride, count, copy);
     for (int64_t i = count; i < padded; i++) copy[i] = 0;
@@ -194,11 +201,12 @@ INLINE Vector<T> step_size(Vector<T> z) {
 // delta = softplus(dt + bias) with a dense dt.
 template <class T, bool kSoftplus, int kSteps>
 static void dense_step_sizes(
-    const Tile<T, kSteps>& tile, const Parameters<T>& parameters, int64_t k, const Block<T>& block, T* delta) {
+    const Tile<T, kSteps>& tile, const Parameters<T>& parameters, int64_t k, const Block<T>& block, int64_t begin, int64_t end,
+    T* delta) {
   constexpr int W = kLanes<T>;
   const int64_t padded = block.padded, stride = parameters.rows() * W;
   const T* bias = parameters.bias(k, block.first_vector);
-  for (int64_t s = 0; s < tile.steps; s++)
+  for (int64_t s = begin; s < end; s++)
     for (int64_t v = 0, i = 0; i < padded; v++, i += W) {
       if (tile.far) __builtin_prefetch(tile.dt[s + kAhead] + i);
       store(delta + s * padded + i, step_size<T, kSoftplus>(load(tile.dt[s] + i) + load(bias + v * stride)));
@@ -229,25 +237,27 @@ INLINE void project(
 
 template <class T, bool kSoftplus, int kSteps>
 static void low_rank_step_sizes(
-    const Tile<T, kSteps>& tile, const Parameters<T>& parameters, int64_t k, const Block<T>& block, T* delta) {
+    const Tile<T, kSteps>& tile, const Parameters<T>& parameters, int64_t k, const Block<T>& block, int64_t begin, int64_t end,
+    T* delta) {
   int64_t v = 0;
   for (; v + 2 <= block.vectors; v += 2) {
-    int64_t s = 0;
-    for (; s + 4 <= tile.steps; s += 4) project<T, kSoftplus, 4, 2>(tile, parameters, k, block, s, v, delta);
-    for (; s < tile.steps; s++) project<T, kSoftplus, 1, 2>(tile, parameters, k, block, s, v, delta);
+    int64_t s = begin;
+    for (; s + 4 <= end; s += 4) project<T, kSoftplus, 4, 2>(tile, parameters, k, block, s, v, delta);
+    for (; s < end; s++) project<T, kSoftplus, 1, 2>(tile, parameters, k, block, s, v, delta);
   }
   for (; v < block.vectors; v++)
-    for (int64_t s = 0; s < tile.steps; s++) project<T, kSoftplus, 1, 1>(tile, parameters, k, block, s, v, delta);
+    for (int64_t s = begin; s < end; s++) project<T, kSoftplus, 1, 1>(tile, parameters, k, block, s, v, delta);
 }
 
+// For steps [begin, end) of the tile.
 template <class T, int kSteps>
 static void step_sizes(
     const Arguments& a, const Tile<T, kSteps>& tile, const Parameters<T>& parameters, int64_t k, const Block<T>& block,
-    T* delta) {
-  if (a.R == 0 && a.softplus) return dense_step_sizes<T, true>(tile, parameters, k, block, delta);
-  if (a.R == 0) return dense_step_sizes<T, false>(tile, parameters, k, block, delta);
-  if (a.softplus) return low_rank_step_sizes<T, true>(tile, parameters, k, block, delta);
-  return low_rank_step_sizes<T, false>(tile, parameters, k, block, delta);
+    int64_t begin, int64_t end, T* delta) {
+  if (a.R == 0 && a.softplus) return dense_step_sizes<T, true>(tile, parameters, k, block, begin, end, delta);
+  if (a.R == 0) return dense_step_sizes<T, false>(tile, parameters, k, block, begin, end, delta);
+  if (a.softplus) return low_rank_step_sizes<T, true>(tile, parameters, k, block, begin, end, delta);
+  return low_rank_step_sizes<T, false>(tile, parameters, k, block, begin, end, delta);
 }
 
 // The states (N rows of E channels) that forward keeps of one path before step t.

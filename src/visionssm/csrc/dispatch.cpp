@@ -1,5 +1,4 @@
-// The library's interface: picks the instruction set when it is first called, and checks what could lead out of bounds.
-#include <cstdlib>
+// The library's interface: picks the instruction set when it is loaded, and checks what could lead out of bounds.
 #include <cstring>
 
 #include "arguments.h"
@@ -23,9 +22,9 @@ struct InstructionSet {
   Status (*backward)(const Arguments&);
 };
 
-// The best that this processor has, or null where `wanted` names one that it does not have.
+// The best that this processor has, or the one that is asked for by name; null where it does not have that.
 const InstructionSet* choose(const char* wanted) {
-  const auto takes = [wanted](const char* name) { return !wanted || !*wanted || strcmp(wanted, name) == 0; };
+  const auto takes = [wanted](const char* name) { return !*wanted || strcmp(wanted, name) == 0; };
 #if defined(VISIONSSM_HAVE_AVX512)
   static const InstructionSet avx512_set = {"avx512", avx512::path_scan, avx512::path_scan_backward};
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -42,10 +41,7 @@ const InstructionSet* choose(const char* wanted) {
   return takes("baseline") ? &baseline_set : nullptr;
 }
 
-const InstructionSet* chosen() {
-  static const InstructionSet* const set = choose(getenv("VISIONSSM_CPU"));
-  return set;
-}
+const InstructionSet* current = choose("");
 
 // Reads the whole table, which is small against the maps, so that no entry can lead out of bounds.
 Status check_path(Arguments& a) {
@@ -72,19 +68,23 @@ Status check_path(Arguments& a) {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// The name of the instruction set in use; null where VISIONSSM_CPU asks for one that this processor does not have.
-EXPORT const char* visionssm_instruction_set() {
-  return chosen() ? chosen()->name : nullptr;
+// Uses the named instruction set from now on, or the best one for an empty name. Returns the name of what is used; null, and
+// changes nothing, where this processor does not have it.
+EXPORT const char* visionssm_use_instruction_set(const char* name) {
+  const InstructionSet* found = choose(name);
+  if (!found) return nullptr;
+  current = found;
+  return found->name;
 }
 
 EXPORT int64_t visionssm_path_scan(Arguments* a) {
   const Status status = check_path(*a);
-  return status == kDone ? chosen()->forward(*a) : status;
+  return status == kDone ? current->forward(*a) : status;
 }
 
 EXPORT int64_t visionssm_path_scan_backward(Arguments* a) {
   const Status status = check_path(*a);
-  return status == kDone ? chosen()->backward(*a) : status;
+  return status == kDone ? current->backward(*a) : status;
 }
 
 }  // namespace visionssm

@@ -11,7 +11,6 @@
 namespace visionssm::VISIONSSM_TARGET {
 
 constexpr int kForwardSteps = 16;
-constexpr int64_t kSecondLevelCache = 1 << 20;
 constexpr int64_t kWidestBlock = 512, kNarrowestBlock = 96;
 
 template <class T>
@@ -186,7 +185,7 @@ static void forward_path(
   tile.far = a.L * block.width * int64_t(sizeof(T)) > kSecondLevelCache / 2;
   load_state(a, b, k, block, scratch.state);
   for (int64_t t = 0; t < a.T; t += kForwardSteps) {
-    tile.walk(path, t, a.T);
+    tile.walk(path, a.T, t, smaller(kForwardSteps, a.T - t), t + kForwardSteps);
     if (a.checkpoints && t % a.checkpoint_steps == 0) keep_state(a, b, k, t, block, scratch.state);
     fetch(tile, a.x, b, k, block.first, block.width, padded, scratch.zeros, scratch.x, tile.x);
     fetch_shared(tile, a.B, b, k, a.N, scratch.zeros, scratch.B, tile.B);
@@ -199,7 +198,7 @@ static void forward_path(
       const bool written = in_place && tile.position[s] >= 0;
       tile.out[s] = written ? result + tile.source[s] * result_stride : scratch.out + s * padded;
     }
-    step_sizes(a, tile, parameters, k, block, scratch.delta);
+    step_sizes(a, tile, parameters, k, block, 0, tile.steps, scratch.delta);
     if (a.zoh)
       advance_all<T, true>(tile, scratch, parameters, k, block, in_place && add);
     else

@@ -53,7 +53,9 @@ class Rotary2d(nn.Module):
         rows, columns = (self._angles(n, dtype, device) for n in (H, W))
         angles = torch.cat((rows[:, None].expand(-1, W, -1), columns[None].expand(H, -1, -1)), dim=-1)
         cos, sin = angles.cos(), angles.sin()
-        if self.resize == "tables" and not all(statically_known_true(a == b) for a, b in zip(grid, native, strict=True)):
+        if self.resize == "tables" and not all(
+            statically_known_true(a == b) for a, b in zip(grid, native, strict=True)
+        ):
             cos, sin = (_resized(table, grid) for table in (cos, sin))
         return cos.flatten(0, 1), sin.flatten(0, 1)
 

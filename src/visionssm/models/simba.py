@@ -148,14 +148,22 @@ def from_frequencies(spectrum: Tensor) -> Tensor:
 
 
 def _transform(real: Tensor, imaginary: Tensor, dim: int, sign: int) -> tuple[Tensor, Tensor]:
-    """Multiplies by the matrix exp(sign 2 pi i a b / n) / sqrt(n) along an axis of size n."""
-    n = real.shape[dim]
+    """Multiplies by the matrix exp(sign 2 pi i a b / n) / sqrt(n) along axis 1, 2 or 3 of size n."""
+    if dim == 1:
+        real, imaginary = _transform(_swapped(real), _swapped(imaginary), 2, sign)
+        return _swapped(real), _swapped(imaginary)
+    shape, n = real.shape, real.shape[dim]
     steps = torch.arange(n, device=real.device)
     angles = (2 * math.pi / n) * (steps[:, None] * steps % n).to(real.dtype)
-    cos, sin = (table / n**0.5 for table in (angles.cos(), sign * angles.sin()))
-    real, imaginary = real.movedim(dim, -1), imaginary.movedim(dim, -1)
-    turned = real @ cos - imaginary @ sin, real @ sin + imaginary @ cos
-    return turned[0].movedim(-1, dim), turned[1].movedim(-1, dim)
+    real, imaginary = (values.flatten(dim + 1).flatten(0, dim - 1) for values in (real, imaginary))
+    cos, sin = ((table / n**0.5).expand(real.shape[0], -1, -1) for table in (angles.cos(), sign * angles.sin()))
+    real, imaginary = torch.bmm(cos, real) - torch.bmm(sin, imaginary), torch.bmm(sin, real) + torch.bmm(cos, imaginary)
+    return real.view(shape), imaginary.view(shape)
+
+
+def _swapped(x: Tensor) -> Tensor:
+    # In memory too: sizes that are not known while exporting cannot be merged across strides.
+    return x.transpose(1, 2).contiguous()
 
 
 def _twiddle(real: Tensor, imaginary: Tensor, sign: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ and runs on torch's own OpenMP threads: torch is imported before the library is 
 """
 
 import ctypes
+import os
 import sys
 from array import array
 from functools import cache
@@ -50,13 +51,15 @@ def _load() -> tuple[Any, str | None]:
         library = ctypes.CDLL(str(file))
     except OSError as error:
         return None, f"cannot be loaded: {error}; reinstall visionssm"
-    library.visionssm_instruction_set.restype = ctypes.c_char_p
+    library.visionssm_use_instruction_set.argtypes = [ctypes.c_char_p]
+    library.visionssm_use_instruction_set.restype = ctypes.c_char_p
     for call in (library.visionssm_path_scan, library.visionssm_path_scan_backward):
         call.argtypes, call.restype = [ctypes.c_void_p], ctypes.c_int64
-    if library.visionssm_instruction_set() is None:
+    wanted = os.environ.get("VISIONSSM_CPU", "")
+    if library.visionssm_use_instruction_set(wanted.encode()) is None:
         return (
             None,
-            "was told by the environment variable VISIONSSM_CPU to use instructions that this processor does not have",
+            f"was told by the environment variable VISIONSSM_CPU={wanted} to use what this processor does not have",
         )
     return library, None
 
@@ -66,12 +69,31 @@ def unavailable() -> str | None:
     return _load()[1]
 
 
-def instruction_set() -> str:
-    """The instruction set in use: "avx512", "avx2", or "baseline", which is NEON on ARM and SSE2 on x86.
+def use_instruction_set(name: str = "") -> str:
+    """Runs the kernels with the named instruction set from now on; returns the name of what is used.
 
-    The environment variable VISIONSSM_CPU chooses one of them for the whole process.
+    Args:
+        name: "avx512", "avx2", "baseline" (NEON on ARM, SSE2 on x86), or "" for the best that this processor has, which is where
+            every process begins, unless the environment variable VISIONSSM_CPU names another.
+
+    Raises:
+        ValueError: this processor does not have it.
+
+    Example:
+        >>> use_instruction_set("baseline")
+        'baseline'
+        >>> use_instruction_set() in ("avx512", "avx2", "baseline")
+        True
     """
-    return _load()[0].visionssm_instruction_set().decode()
+    library, reason = _load()
+    if reason is not None:
+        raise ValueError(f"the native back-end {reason}")
+    found = library.visionssm_use_instruction_set(name.encode())
+    if found is None:
+        raise ValueError(
+            f"name: got {name!r}, which this processor does not have; choose 'avx512', 'avx2', 'baseline' or ''"
+        )
+    return found.decode()
 
 
 def forward(

@@ -94,34 +94,14 @@ def _finish_map(call: Call, written: _Map, dtype: torch.dtype) -> Tensor:
     if written.parts == 1:
         return written.target.to(dtype)
     total = torch.empty_like(written.merged[0], dtype=dtype)
-    programs = -(-total.numel() // 1024)
-    _launch(
-        call,
-        _kernels().sum_paths,
-        programs,
-        4,
-        parts=written.merged,
-        total=total,
-        size=total.numel(),
-        COUNT=written.parts,
-        BLOCK=1024,
-    )
+    sizes = {"size": total.numel(), "COUNT": written.parts, "BLOCK": 1024}
+    _launch(call, _kernels().sum_paths, -(-total.numel() // 1024), 4, parts=written.merged, total=total, **sizes)
     return total
 
 
-def _scan_chunks(call: Call, states: Tensor, delta_sums: Tensor, start: Tensor | None, reverse: bool) -> None:
+def _scan_chunks(call: Call, reverse: bool, **states: Tensor | None) -> None:
     programs = call.batch * call.K * call.N * -(-call.E // 64)
-    _launch(
-        call,
-        _kernels().chunk_scan,
-        programs,
-        2,
-        states=states,
-        delta_sums=delta_sums,
-        start=start,
-        BE=64,
-        REVERSE=reverse,
-    )
+    _launch(call, _kernels().chunk_scan, programs, 2, **states, BE=64, REVERSE=reverse)
 
 
 def forward(
@@ -157,7 +137,7 @@ def forward(
         if call.chunks > 1:
             states, delta_sums = call.new_states(call.chunks, call.N), call.new_states(call.chunks)
             _launch_forward(call, start=None, last=states, delta_sums=delta_sums, checkpoints=checkpoints)
-            _scan_chunks(call, states, delta_sums, start, reverse=False)
+            _scan_chunks(call, reverse=False, states=states, delta_sums=delta_sums, start=start)
             start = states
         last = call.new_states(call.chunks, call.N)
         _launch_forward(call, written, start=start, last=last, delta_sums=None, checkpoints=checkpoints)
@@ -268,5 +248,6 @@ def _carried(call: Call, grad_last: Tensor) -> Tensor:
         call, _kernels().adjoint_states, programs, blocks.warps, carry=carry, delta_sums=delta_sums, BE=blocks.BE,
         VEC=blocks.VEC, MASK=call.E % blocks.BE != 0, TAIL=call.T % 16 != 0,
     )  # fmt: skip
-    _scan_chunks(call, carry, delta_sums, grad_last.transpose(2, 3).contiguous(), reverse=True)
+    start = grad_last.transpose(2, 3).contiguous()
+    _scan_chunks(call, reverse=True, states=carry, delta_sums=delta_sums, start=start)
     return carry

@@ -101,7 +101,9 @@ def prepare(
     maps = {name: value if value.stride(-1) == 1 else value.contiguous() for name, value in maps.items()}
     path = path.int() if path.stride(-1) == 1 else path.int().contiguous()
     vectors = {"D": D, "dt_bias": dt_bias, "weight": dt_weight}
-    arguments = maps | {name: None if value is None else value.contiguous() for name, value in vectors.items()}
+    arguments: dict[str, Any] = maps | {
+        name: None if value is None else value.contiguous() for name, value in vectors.items()
+    }
     for name, value in maps.items():
         arguments |= strides(name.removeprefix("grad_"), value)
     R = 0 if dt_weight is None else dt_weight.shape[2]
