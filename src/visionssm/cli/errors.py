@@ -8,16 +8,10 @@ BROKEN_PIPE = 141
 # Modules that come with an extra of the package rather than with the package itself.
 EXTRAS = {
     "lightning": "train",
-    "torchmetrics": "train",
-    "torchdata": "train",
     "jsonargparse": "train",
+    "yaml": "train",
+    "tqdm": "train",
     "sklearn": "train",
-    "pycocotools": "detection",
-    "faster_coco_eval": "detection",
-    "transformers": "segmentation",
-    "onnx": "export",
-    "onnxscript": "export",
-    "onnxruntime": "export",
     "matplotlib": "viz",
 }
 
@@ -32,8 +26,8 @@ def explain(error: Exception) -> tuple[str, int]:
     ("no images in 'photos'", 2)
     >>> explain(FileNotFoundError(2, "No such file or directory", "best.ckpt"))
     ('best.ckpt: No such file or directory', 2)
-    >>> explain(ModuleNotFoundError("No module named 'onnx'", name="onnx"))
-    ("this needs onnx, which is not installed: pip install 'visionssm[export]'", 2)
+    >>> explain(ModuleNotFoundError("No module named 'lightning'", name="lightning"))
+    ("this needs lightning, which is not installed: pip install 'visionssm[train]'", 2)
     >>> explain(RuntimeError("index out of range"))
     ('RuntimeError: index out of range (run again with --debug for the traceback)', 1)
     """

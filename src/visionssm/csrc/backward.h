@@ -44,6 +44,23 @@ struct BackwardScratch {
   }
 };
 
+// dt_weight with each row of R filled up to whole vectors, (K, E, ranks).
+template <class T>
+struct WeightRows {
+  T* data;
+  int64_t ranks;
+
+  static int64_t ranks_of(const Arguments& a) { return divide_up(a.R, kLanes<T>) * kLanes<T>; }
+  static int64_t size(const Arguments& a) { return a.K * a.E * ranks_of(a); }
+
+  void pack(const Arguments& a, int64_t row) const {
+    T* target = data + row * ranks;
+    const char* source = (const char*)a.dt_weight + row * a.R * bytes_of(a.dt_weight_dtype);
+    with_format<T>(a.dt_weight_dtype, [&](auto format) { read_row(format, source, a.R, target); });
+    for (int64_t r = a.R; r < ranks; r++) target[r] = 0;
+  }
+};
+
 template <class T>
 using Chunk = Tile<T, kLongestChunk>;
 
@@ -180,33 +197,56 @@ static void finish_channels(
   }
 }
 
-// Low-rank dt: dt_weight's gradient sums over the steps, that of dt over the channels.
-template <class T>
-static void project_back(
-    const Arguments& a, const Chunk<T>& chunk, const BackwardScratch<T>& scratch, const Parameters<T>& parameters,
-    const Parameters<T>& sums, int64_t k, const Block<T>& block) {
+// Low-rank dt: dt_weight's gradient sums over the steps, for one vector of channels and kColumns of its ranks at once.
+template <class T, int kColumns>
+INLINE void weight_gradient(const Chunk<T>& chunk, const T* gradient, int64_t padded, int64_t r, int64_t R, T* total) {
   constexpr int W = kLanes<T>;
-  using V = Vector<T>;
-  const int64_t columns = 2 * a.N + a.R;
-  for (int64_t v = 0; v < block.vectors; v++) {
-    T* total = sums.weight(k, block.first_vector + v);
-    const T* gradient = scratch.grad_delta + v * W;
-    for (int64_t r = 0; r < a.R; r++) {
-      V sum_weight = {};
-      for (int64_t s = 0; s < chunk.steps; s++)
-        sum_weight = fma(broadcast(chunk.dt[s][r]), load(gradient + s * block.padded), sum_weight);
-      store(total + r * W, load(total + r * W) + sum_weight);
+  for (; r + kColumns <= R; r += kColumns) {
+    Vector<T> sums[kColumns] = {};
+    for (int64_t s = 0; s < chunk.steps; s++) {
+      const Vector<T> g = load(gradient + s * padded);
+      const T* dt = opaque(chunk.dt[s] + r);
+      for (int j = 0; j < kColumns; j++) sums[j] = fma(broadcast(dt[j]), g, sums[j]);
+    }
+    for (int j = 0; j < kColumns; j++) store(total + (r + j) * W, load(total + (r + j) * W) + sums[j]);
+  }
+  if constexpr (kColumns > 1) weight_gradient<T, kColumns / 2>(chunk, gradient, padded, r, R, total);
+}
+
+// That of dt sums over the channels, for kRows steps at once: rows of dt_weight times their gradients, a vector of ranks at a time.
+template <class T, int kRows>
+INLINE int64_t rank_gradient(
+    const Arguments& a, const Chunk<T>& chunk, const BackwardScratch<T>& scratch, const T* weight, int64_t ranks,
+    const Block<T>& block, int64_t s) {
+  constexpr int W = kLanes<T>;
+  const int64_t columns = 2 * a.N + a.R, width = block.width, padded = block.padded;
+  for (; s + kRows <= chunk.steps; s += kRows) {
+    const T* gradient = opaque(scratch.grad_delta + s * padded);
+    for (int64_t r = 0; r < a.R; r += W) {
+      Vector<T> sums[kRows] = {};
+      for (int64_t e = 0; e < width; e++) {
+        const Vector<T> row = load(weight + e * ranks + r);
+        for (int i = 0; i < kRows; i++) sums[i] = fma(broadcast(gradient[i * padded + e]), row, sums[i]);
+      }
+      for (int i = 0; i < kRows; i++) {
+        T* target = scratch.columns + (s + i) * columns + 2 * a.N + r;
+        store_part(target, load_part(target, a.R - r) + sums[i], a.R - r);
+      }
     }
   }
-  for (int64_t s = 0; s < chunk.steps; s++)
-    for (int64_t r = 0; r < a.R; r++) {
-      V products = {};
-      for (int64_t v = 0; v < block.vectors; v++)
-        products = fma(
-            load(scratch.grad_delta + s * block.padded + v * W), load(parameters.weight(k, block.first_vector + v) + r * W),
-            products);
-      scratch.columns[s * columns + 2 * a.N + r] += sum(products);
-    }
+  return s;
+}
+
+template <class T>
+static void project_back(
+    const Arguments& a, const Chunk<T>& chunk, const BackwardScratch<T>& scratch, const WeightRows<T>& rows,
+    const Parameters<T>& sums, int64_t k, const Block<T>& block) {
+  for (int64_t v = 0; v < block.vectors; v++)
+    weight_gradient<T, 8>(
+        chunk, scratch.grad_delta + v * kLanes<T>, block.padded, 0, a.R, sums.weight(k, block.first_vector + v));
+  const T* weight = rows.data + (k * a.E + block.first) * rows.ranks;
+  const int64_t s = rank_gradient<T, 8>(a, chunk, scratch, weight, rows.ranks, block, 0);
+  rank_gradient<T, 1>(a, chunk, scratch, weight, rows.ranks, block, s);
 }
 
 // Rows of the sums over channels: N numbers for B, N for C and R for a low-rank dt.
@@ -241,8 +281,8 @@ static void prefetch_steps(
 // the group's part of the sums over channels, (T, 2 N + R); without it they are complete and are written to their tensors.
 template <class T>
 static void backward_path(
-    const Arguments& a, const Parameters<T>& parameters, const Parameters<T>& totals, int64_t b, int64_t k,
-    const Block<T>& group, const SumMap<T>& sums, bool add, const Tensor* target, T* columns,
+    const Arguments& a, const Parameters<T>& parameters, const WeightRows<T>& rows, const Parameters<T>& totals, int64_t b,
+    int64_t k, const Block<T>& group, const SumMap<T>& sums, bool add, const Tensor* target, T* columns,
     const BackwardScratch<T>& scratch) {
   constexpr int W = kLanes<T>;
   const int64_t S = a.checkpoint_steps, width = 2 * a.N + a.R, parts = divide_up(group.padded, kSubBlockChannels);
@@ -276,7 +316,7 @@ static void backward_path(
         retreat_vectors<T, kBackwardStates>(a, chunk, scratch, parameters, totals, b, k, t, block, n, adjoint);
       for (; n < a.N; n++) retreat_vectors<T, 1>(a, chunk, scratch, parameters, totals, b, k, t, block, n, adjoint);
       finish_channels(a, chunk, scratch, parameters, totals, k, block);
-      if (a.R) project_back(a, chunk, scratch, parameters, totals, k, block);
+      if (a.R) project_back(a, chunk, scratch, rows, totals, k, block);
       SumMap<T> part_sums = sums;
       if (sums.data) part_sums.data += block.first - group.first;
       finish_rows(chunk, scratch.through, block, part_sums, add, target, b, k);
@@ -329,6 +369,7 @@ static Status backward(const Arguments& a) {
   const int64_t per_thread = measure.used;
   measure.take<T>(Parameters<T>::size(a));
   measure.take<T>(Parameters<T>::size(a) * slices);
+  measure.take<T>(WeightRows<T>::size(a));
   measure.take<T>(columns_per_group * groups);
   take_maps(measure);
   Memory memory(measure.used + (threads - 1) * per_thread);
@@ -336,6 +377,7 @@ static Status backward(const Arguments& a) {
   Arena shared(memory.data + threads * per_thread);
   const Parameters<T> parameters = {shared.take<T>(Parameters<T>::size(a)), vectors, a.N, a.R};
   const Parameters<T> totals = {shared.take<T>(Parameters<T>::size(a) * slices), vectors, a.N, a.R};
+  const WeightRows<T> rows = {shared.take<T>(WeightRows<T>::size(a)), WeightRows<T>::ranks_of(a)};
   T* columns = shared.take<T>(columns_per_group * groups);
   T* maps = take_maps(shared);
   memset(totals.data, 0, Parameters<T>::size(a) * slices * sizeof(T));
@@ -347,12 +389,14 @@ static Status backward(const Arguments& a) {
 #pragma omp for collapse(2) schedule(static)
     for (int64_t k = 0; k < a.K; k++)
       for (int64_t v = 0; v < vectors; v++) pack_parameters(a, parameters, k, v, scratch.dt);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < (a.R ? a.K * a.E : 0); row++) rows.pack(a, row);
 
     const auto walk = [&](int64_t b, int64_t slice, int64_t g, int64_t k, const SumMap<T>& sums, bool add, const Tensor* target) {
       Parameters<T> part = totals;
       part.data += slice * Parameters<T>::size(a);
       T* group_columns = groups > 1 ? columns + g * columns_per_group + (b * a.K + k) * a.T * width : nullptr;
-      backward_path(a, parameters, part, b, k, Block<T>::of(g, groups, a.E), sums, add, target, group_columns, scratch);
+      backward_path(a, parameters, rows, part, b, k, Block<T>::of(g, groups, a.E), sums, add, target, group_columns, scratch);
     };
     const auto first_image = [&](int64_t slice) { return slice * a.batch / slices; };
     if (!apart) {

@@ -133,25 +133,27 @@ def to_frequencies(x: Tensor) -> Tensor:
     A transform over the raster sequence is one over the columns' rows, a rotation, and one over the rows' columns. Frequency
     k + H l lies at [k, l]: what acts on each frequency alone need not know.
     """
-    real, imaginary = _transform(x, torch.zeros_like(x), 1, -1)
+    real = x.movedim(0, -1).contiguous()
+    real, imaginary = _transform(real, torch.zeros_like(real), 0, -1)
     real, imaginary = _twiddle(real, imaginary, -1)
-    real, imaginary = _transform(*_transform(real, imaginary, 2, -1), 3, -1)
-    return torch.stack((real, imaginary), dim=-1)
+    real, imaginary = _transform(*_transform(real, imaginary, 1, -1), 2, -1)
+    return torch.stack((real, imaginary), dim=-1).movedim(-2, 0)
 
 
 def from_frequencies(spectrum: Tensor) -> Tensor:
     """The real part of the inverse of :func:`to_frequencies`: (batch, H, W, blocks, S)."""
-    real, imaginary = spectrum.unbind(-1)
-    real, imaginary = _transform(*_transform(real, imaginary, 3, 1), 2, 1)
+    real, imaginary = (part.movedim(0, -1).contiguous() for part in spectrum.unbind(-1))
+    real, imaginary = _transform(*_transform(real, imaginary, 2, 1), 1, 1)
     real, imaginary = _twiddle(real, imaginary, 1)
-    return _transform(real, imaginary, 1, 1)[0]
+    return _transform(real, imaginary, 0, 1)[0].movedim(-1, 0)
 
 
 def _transform(real: Tensor, imaginary: Tensor, dim: int, sign: int) -> tuple[Tensor, Tensor]:
-    """Multiplies by the matrix exp(sign 2 pi i a b / n) / sqrt(n) along axis 1, 2 or 3 of size n."""
-    if dim == 1:
-        real, imaginary = _transform(_swapped(real), _swapped(imaginary), 2, sign)
-        return _swapped(real), _swapped(imaginary)
+    """Multiplies (H, W, blocks, S, batch) by the matrix exp(sign 2 pi i a b / n) / sqrt(n) along H, W or blocks, of size n."""
+    if dim == 0:
+        # Reordered in memory too: sizes that are not known while exporting can be merged in few ways only.
+        swapped = _transform(real.transpose(0, 1).contiguous(), imaginary.transpose(0, 1).contiguous(), 1, sign)
+        return swapped[0].transpose(0, 1).contiguous(), swapped[1].transpose(0, 1).contiguous()
     shape, n = real.shape, real.shape[dim]
     steps = torch.arange(n, device=real.device)
     angles = (2 * math.pi / n) * (steps[:, None] * steps % n).to(real.dtype)
@@ -161,17 +163,12 @@ def _transform(real: Tensor, imaginary: Tensor, dim: int, sign: int) -> tuple[Te
     return real.view(shape), imaginary.view(shape)
 
 
-def _swapped(x: Tensor) -> Tensor:
-    # In memory too: sizes that are not known while exporting cannot be merged across strides.
-    return x.transpose(1, 2).contiguous()
-
-
 def _twiddle(real: Tensor, imaginary: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-    """Multiplies [k, w] of (batch, H, W, ...) by exp(sign 2 pi i k w / (H W))."""
-    H, W = real.shape[1:3]
+    """Multiplies [k, w] of (H, W, ...) by exp(sign 2 pi i k w / (H W))."""
+    H, W = real.shape[:2]
     rows, columns = (torch.arange(n, device=real.device) for n in (H, W))
     angles = (2 * math.pi / (H * W)) * (rows[:, None] * columns).to(real.dtype)
-    cos, sin = angles.cos()[..., None, None], sign * angles.sin()[..., None, None]
+    cos, sin = (table[..., None, None, None] for table in (angles.cos(), sign * angles.sin()))
     return real * cos - imaginary * sin, real * sin + imaginary * cos
 
 
