@@ -98,7 +98,8 @@ def check(launches):
                 per_step = {key: loop[key] / limit.steps for key in most}
                 if any(per_step[key] > value for key, value in most.items()):
                     over[name] = f"{per_step} per step, at most {most}"
-        if name[2] == "gfx942" and name[1] == "walk_forward" and launch["crossing"]:
+        # 64 states need four warps, whose sums meet.
+        if name[1:] == ("walk_forward", "gfx942") and launch["crossing"] and launch["case"] != "many_states":
             over[name] = "steps or states are spread over lanes"
     assert over == {}
 

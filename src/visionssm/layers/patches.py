@@ -9,6 +9,7 @@ class PatchStem(nn.Module):
     are dropped.
 
     Example:
+        >>> import torch
         >>> PatchStem(3, 16)(torch.randn(1, 3, 30, 33)).shape
         torch.Size([1, 7, 8, 16])
     """
@@ -28,6 +29,7 @@ class PatchMerging(nn.Module):
     The neighbours come in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
 
     Example:
+        >>> import torch
         >>> PatchMerging(8, 16)(torch.randn(1, 5, 7, 8)).shape
         torch.Size([1, 3, 4, 16])
     """
