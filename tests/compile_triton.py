@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from visionssm.ops import triton_launch, triton_plan
+from visionssm.ops.tensors import ScanTensors
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -61,16 +62,16 @@ def record(
         return torch.empty(shape, dtype=dtype, device="meta")
 
     JITFunction.run = keep
-    inputs = [
+    inputs = ScanTensors(
         new(batch, L, K, E) if input_per_path else new(batch, L, E), new(batch, L, K, R or E), new(K, E, N, dtype=F32),
         new(batch, L, K, N), new(batch, L, K, N), new(K, E, dtype=F32), new(K, E, dtype=F32), new(K, E, R) if R else None,
         new(K, T or L, dtype=torch.int32), None,
-    ]  # fmt: skip
+    )  # fmt: skip
     options = {"softplus": True, "zoh": zoh, "merge": merge, "complete": complete}
-    y, last, checkpoints = triton_launch.forward(*inputs, **options, out_dtype=dtype, save=backward)
+    y, last, checkpoints = triton_launch.forward(inputs, **options, out_dtype=dtype, save=backward)
     if backward:
         launches.clear()
-        triton_launch.backward(y, last, *inputs, checkpoints, **options)
+        triton_launch.backward(y, last, inputs, checkpoints, **options)
     return launches
 
 

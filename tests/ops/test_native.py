@@ -5,6 +5,7 @@ import torch
 from scan_cases import NAMES, cast, make_case
 
 from visionssm.ops import native, path_scan, paths
+from visionssm.ops.tensors import ScanTensors
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"the native back-end {native.unavailable()}")
 
@@ -117,13 +118,13 @@ def test_path_out_of_range_is_refused_by_the_library(position, index_dtype):
     tensors = cast(case.tensors, torch.float32)
     path = case.path.to(index_dtype).clone()
     path[2, 7] = position
-    inputs = [tensors[name] for name in NAMES[:8]] + [path, None]
+    inputs = ScanTensors(*(tensors[name] for name in NAMES[:8]), path, None)
     options = {"softplus": True, "zoh": False, "merge": True, "complete": False}
     with pytest.raises(ValueError, match=rf"path: entry \[2, 7\] visits position {position}, need 0 to 19"):
-        native.forward(*inputs, **options, out_dtype=torch.float32, save=True)
-    good = native.forward(*inputs[:8], case.path, None, **options, out_dtype=torch.float32, save=True)
+        native.forward(inputs, **options, out_dtype=torch.float32, save=True)
+    good = native.forward(inputs._replace(path=case.path), **options, out_dtype=torch.float32, save=True)
     with pytest.raises(ValueError, match=rf"path: entry \[2, 7\] visits position {position}"):
-        native.backward(good[0], good[1], *inputs, good[2], **options)
+        native.backward(good[0], good[1], inputs, good[2], **options)
 
 
 def test_int64_positions_beyond_32_bits_are_refused():
@@ -131,10 +132,10 @@ def test_int64_positions_beyond_32_bits_are_refused():
     tensors = cast(case.tensors, torch.float32)
     path = case.path.long()
     path[0, 0] += 2**32
-    inputs = [tensors[name] for name in NAMES[:8]] + [path, None]
+    inputs = ScanTensors(*(tensors[name] for name in NAMES[:8]), path, None)
     with pytest.raises(ValueError, match=r"path: entry \[0, 0\]"):
         native.forward(
-            *inputs, softplus=True, zoh=False, merge=True, complete=False, out_dtype=torch.float32, save=False
+            inputs, softplus=True, zoh=False, merge=True, complete=False, out_dtype=torch.float32, save=False
         )
 
 
@@ -158,12 +159,12 @@ def test_backward_without_kept_states():
     """Where forward was told to keep nothing, backward makes the states again."""
     case = make_case(grid=(9, 9), N=4)
     tensors = cast(case.tensors, torch.float32)
-    inputs = [tensors[name] for name in NAMES[:8]] + [case.path, None]
+    inputs = ScanTensors(*(tensors[name] for name in NAMES[:8]), case.path, None)
     options = {"softplus": True, "zoh": False, "merge": True, "complete": True}
-    y, last, kept = native.forward(*inputs, **options, out_dtype=torch.float32, save=True)
-    _, _, nothing = native.forward(*inputs, **options, out_dtype=torch.float32, save=False)
+    y, last, kept = native.forward(inputs, **options, out_dtype=torch.float32, save=True)
+    _, _, nothing = native.forward(inputs, **options, out_dtype=torch.float32, save=False)
     assert nothing.numel() == 0
-    both = [native.backward(y, last, *inputs, states, **options) for states in (kept, nothing)]
+    both = [native.backward(y, last, inputs, states, **options) for states in (kept, nothing)]
     assert all(a is b or torch.equal(a, b) for a, b in zip(*both, strict=True))
 
 

@@ -8,6 +8,7 @@ import torch
 from scan_cases import make_case
 
 from visionssm.ops import explain_backend, path_scan, paths, selective_scan, triton_plan
+from visionssm.ops.tensors import ScanTensors
 
 REFUSAL = explain_backend("cpu")["triton"]
 pytestmark = pytest.mark.skipif(REFUSAL is not None, reason=f"triton {REFUSAL}")
@@ -133,7 +134,9 @@ def test_slices_of_one_projection_are_read_in_place():
     dt, B, C = projected.split([R, N, N], dim=-1)
     x, A, weight = torch.randn(batch, L, E), -torch.rand(K, E, N), torch.randn(K, E, R)
     path = paths.cross(3, 4)
-    call = triton_plan.prepare(x, dt, A, B, C, None, None, weight, path, softplus=True, zoh=False, complete=True)
+    call = triton_plan.prepare(
+        ScanTensors(x, dt, A, B, C, None, None, weight, path, None), softplus=True, zoh=False, complete=True
+    )
     for name in ("dt", "B", "C"):
         assert call.arguments[name].untyped_storage().data_ptr() == projected.untyped_storage().data_ptr()
     y = path_scan(x, dt, A, B, C, None, None, path, dt_weight=weight, backend="triton")

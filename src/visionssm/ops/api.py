@@ -9,6 +9,7 @@ from . import schema as _schema  # noqa: F401  registers torch.ops.visionssm.pat
 from .backends import choose_backend
 from .checks import check_path, check_tensors
 from .paths import raster
+from .tensors import ScanTensors
 
 DISCRETIZATIONS = ("euler", "zoh")
 
@@ -84,7 +85,7 @@ def path_scan(
         >>> y.shape
         torch.Size([2, 20, 8])
     """
-    sizes = check_tensors(x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state)
+    sizes = check_tensors(ScanTensors(x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state))
     if discretization not in DISCRETIZATIONS:
         raise ValueError(f"discretization: got {discretization!r}, choose from {', '.join(DISCRETIZATIONS)}")
     out_dtype = out_dtype or x.dtype
@@ -100,13 +101,13 @@ def path_scan(
     A = A.to(exact)
     D, dt_bias, initial_state = (None if value is None else value.to(exact) for value in (D, dt_bias, initial_state))
     dt_weight = None if dt_weight is None else dt_weight.to(dtype)
-    tensors = (x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state)
+    tensors = ScanTensors(x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state)
     zoh = discretization == "zoh"
 
     needs_grad = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
     if chosen == "reference" or (chosen == "torch" and not needs_grad and not x.is_meta):
         plain = reference if chosen == "reference" else torch_chunked
-        y, last = plain.scan(*tensors, softplus=softplus, zoh=zoh, merge=merge, out_dtype=out_dtype)
+        y, last = plain.scan(tensors, softplus=softplus, zoh=zoh, merge=merge, out_dtype=out_dtype)
     else:
         y, last, _ = torch.ops.visionssm.path_scan(
             *tensors, softplus, zoh, merge, complete, chosen, out_dtype, needs_grad

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .tensors import ScanTensors
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -21,18 +23,10 @@ class Sizes(NamedTuple):
 
 
 def check_tensors(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_weight: Tensor | None,
-    path: Tensor,
-    initial_state: Tensor | None,
+    tensors: ScanTensors,
 ) -> Sizes:
     """Shapes, dtypes and devices of all arguments; returns the sizes they agree on."""
+    x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state = tensors
     if A.dim() != 3:
         raise ValueError(f"A: got shape {_shape(A)}, need (K, E, N)")
     if path.dim() != 2:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .tensors import ScanTensors
 from .walk import state_dtype
 
 CHECKPOINT_STEPS = 32
@@ -97,16 +98,7 @@ def use_instruction_set(name: str = "") -> str:
 
 
 def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_weight: Tensor | None,
-    path: Tensor,
-    initial_state: Tensor | None,
+    tensors: ScanTensors,
     *,
     softplus: bool,
     zoh: bool,
@@ -116,16 +108,15 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns y, the last state, and the states that backward starts from; see `reference.scan`."""
-    inputs = _Inputs(x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state)
-    K, E, N = A.shape
-    batch, L = x.shape[:2]
+    inputs = _Inputs(tensors)
+    (batch, L), (K, E, N), T = tensors.x.shape[:2], tensors.A.shape, tensors.path.shape[1]
     new = torch.empty if complete else torch.zeros
     y = new(
         (batch, L, E) if merge else (batch, L, K, E),
         dtype=torch.float64 if inputs.exact == torch.float64 else out_dtype,
     )
     last = torch.empty((batch, K, E, N), dtype=inputs.exact)
-    kept = (batch, K, -(-path.shape[1] // CHECKPOINT_STEPS), N, E) if save else (0,)
+    kept = (batch, K, -(-T // CHECKPOINT_STEPS), N, E) if save else (0,)
     checkpoints = torch.empty(kept, dtype=inputs.exact)
     numbers = inputs.pack(
         softplus, zoh, merge, complete, checkpoints if save else None,
@@ -138,16 +129,7 @@ def forward(
 def backward(
     grad_y: Tensor,
     grad_last: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_weight: Tensor | None,
-    path: Tensor,
-    initial_state: Tensor | None,
+    tensors: ScanTensors,
     checkpoints: Tensor,
     *,
     softplus: bool,
@@ -156,11 +138,10 @@ def backward(
     complete: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of (x, dt, A, B, C, D, dt_bias, dt_weight, initial_state); None where the input is None."""
-    inputs = _Inputs(x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state)
+    inputs = _Inputs(tensors)
     if checkpoints.numel() == 0:
         checkpoints = forward(
-            x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state,
-            softplus=softplus, zoh=zoh, merge=merge, complete=complete, out_dtype=x.dtype, save=True,
+            tensors, softplus=softplus, zoh=zoh, merge=merge, complete=complete, out_dtype=tensors.x.dtype, save=True
         )[2]  # fmt: skip
     exact = inputs.exact
     grad_y = _readable(grad_y, exact)
@@ -168,13 +149,14 @@ def backward(
     new = torch.empty if complete else torch.zeros
     maps = [new(value.shape, dtype=value.dtype) for value in (inputs.x, inputs.dt, inputs.B, inputs.C)]
     parameters = [
-        None if v is None else torch.empty(v.shape, dtype=exact) for v in (A, D, dt_bias, dt_weight, initial_state)
+        None if v is None else torch.empty(v.shape, dtype=exact)
+        for v in (tensors.A, *tensors[5:8], tensors.initial_state)
     ]
     numbers = inputs.pack(
         softplus, zoh, merge, complete, checkpoints,
         (*_NO_TENSOR, 0, *_view(grad_y), _pointer(grad_last), *(n for v in maps for n in _view(v)), *map(_pointer, parameters)),
     )  # fmt: skip
-    _call(_load()[0].visionssm_path_scan_backward, numbers, x.shape[1])
+    _call(_load()[0].visionssm_path_scan_backward, numbers, tensors.x.shape[1])
     grad_x, grad_dt, grad_B, grad_C = maps
     grad_A, grad_D, grad_dt_bias, grad_dt_weight, grad_initial_state = parameters
     return grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_dt_bias, grad_dt_weight, grad_initial_state
@@ -183,19 +165,8 @@ def backward(
 class _Inputs:
     """The inputs in the form that the library reads; it holds on to whatever had to be copied."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        dt_bias: Tensor | None,
-        dt_weight: Tensor | None,
-        path: Tensor,
-        initial_state: Tensor | None,
-    ) -> None:
+    def __init__(self, tensors: ScanTensors) -> None:
+        x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state = tensors
         self.exact = exact = state_dtype(x.dtype)
         self.x, self.dt, self.B, self.C = (_readable(value, exact) for value in (x, dt, B, C))
         self.A, self.D, self.dt_bias, self.initial_state = (

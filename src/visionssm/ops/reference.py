@@ -17,20 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .discretize import input_coefficient
+from .tensors import ScanTensors
 from .walk import gather_steps, scatter_steps, state_dtype
 
 
 def scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_weight: Tensor | None,
-    path: Tensor,
-    initial_state: Tensor | None,
+    tensors: ScanTensors,
     *,
     softplus: bool,
     zoh: bool,
@@ -38,9 +30,10 @@ def scan(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Returns y, (batch, L, E) merged or (batch, L, K, E), and the last state (batch, K, E, N)."""
+    x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state = tensors
     dtype = state_dtype(x.dtype)
     A = A.to(dtype)
-    inputs = gather_steps(x.to(dtype), path)
+    x_steps = gather_steps(x.to(dtype), path)
     delta = gather_steps(dt.to(dtype), path)
     if dt_weight is not None:
         delta = torch.einsum("bktr,ker->bkte", delta, dt_weight.to(dtype))
@@ -50,16 +43,16 @@ def scan(
         delta = F.softplus(delta)
     B_steps, C_steps = gather_steps(B.to(dtype), path), gather_steps(C.to(dtype), path)
 
-    batch, K, T, E = inputs.shape
-    state = inputs.new_zeros(batch, K, E, A.shape[2]) if initial_state is None else initial_state.to(dtype)
+    batch, K, T, E = x_steps.shape
+    state = x_steps.new_zeros(batch, K, E, A.shape[2]) if initial_state is None else initial_state.to(dtype)
     outputs = []
     for t in range(T):
         step = delta[:, :, t, :, None]
-        drive = input_coefficient(step, A, zoh) * B_steps[:, :, t, None, :] * inputs[:, :, t, :, None]
+        drive = input_coefficient(step, A, zoh) * B_steps[:, :, t, None, :] * x_steps[:, :, t, :, None]
         state = torch.exp(step * A) * state + drive
         outputs.append((state * C_steps[:, :, t, None, :]).sum(-1))
     y = torch.stack(outputs, dim=2)
     if D is not None:
-        y = y + D.to(dtype)[None, :, None] * inputs
+        y = y + D.to(dtype)[None, :, None] * x_steps
     y = scatter_steps(y, path, x.shape[1])
     return (y.sum(2) if merge else y).to(out_dtype), state

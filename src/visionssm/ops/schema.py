@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .backends import kernels
+from .tensors import ScanTensors
 from .walk import state_dtype
 
 _library = torch.library.Library("visionssm", "DEF")
@@ -35,93 +36,81 @@ _library.define(
     f"path_scan_backward(Tensor grad_y, Tensor grad_last, {_INPUTS}, Tensor checkpoints, {_OPTIONS}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-N_INPUTS = 10
+N_INPUTS = len(ScanTensors._fields)
+N_OPTIONS = 5
 
 
-def _forward(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    D, dt_bias, dt_weight, path, initial_state, softplus, zoh, merge, complete, backend, out_dtype, save = rest
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = ScanTensors(*arguments[:N_INPUTS])
+    softplus, zoh, merge, complete, backend, out_dtype, save = arguments[N_INPUTS:]
     return kernels(backend).forward(
-        x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state,
-        softplus=softplus, zoh=zoh, merge=merge, complete=complete, out_dtype=out_dtype, save=save,
-    )  # fmt: skip
-
-
-def _backward(grad_y: Tensor, grad_last: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *inputs, checkpoints, softplus, zoh, merge, complete, backend = rest
-    gradients = kernels(backend).backward(
-        grad_y, grad_last, x, *inputs, checkpoints, softplus=softplus, zoh=zoh, merge=merge, complete=complete
+        tensors, softplus=softplus, zoh=zoh, merge=merge, complete=complete, out_dtype=out_dtype, save=save
     )
-    shapes = _gradient_shapes(x, *inputs)
+
+
+def _backward(grad_y: Tensor, grad_last: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    tensors = ScanTensors(*arguments[:N_INPUTS])
+    checkpoints, softplus, zoh, merge, complete, backend = arguments[N_INPUTS:]
+    gradients = kernels(backend).backward(
+        grad_y, grad_last, tensors, checkpoints, softplus=softplus, zoh=zoh, merge=merge, complete=complete
+    )
+    shapes = _gradient_shapes(tensors)
     return tuple(
-        x.new_empty(0) if shape is None else gradient.to(dtype)
+        tensors.x.new_empty(0) if shape is None else gradient.to(dtype)
         for gradient, (shape, dtype) in zip(gradients, shapes, strict=True)
     )
 
 
-def _gradient_shapes(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Any,
-    dt_bias: Any,
-    dt_weight: Any,
-    path: Tensor,
-    state: Any,
-) -> list[tuple[Any, torch.dtype]]:
-    return [
-        (None, x.dtype) if value is None else (value.shape, value.dtype)
-        for value in (x, dt, A, B, C, D, dt_bias, dt_weight, state)
-    ]
+def _gradient_shapes(tensors: ScanTensors) -> list[tuple[Any, torch.dtype]]:
+    """Shape and dtype of the gradient by each tensor but the path; None for the shape where there is no tensor."""
+    values = (value for name, value in tensors._asdict().items() if name != "path")
+    return [(None, tensors.x.dtype) if value is None else (value.shape, value.dtype) for value in values]
 
 
-def checkpoint_shape(x: Tensor, A: Tensor, path: Tensor, backend: str, save: bool) -> tuple[Any, ...]:
+def checkpoint_shape(tensors: ScanTensors, backend: str, save: bool) -> tuple[Any, ...]:
     """(batch, K, ceil(T / checkpoint_steps(N)), N, E), or (0,) where nothing is kept."""
-    K, E, N = A.shape
+    K, E, N = tensors.A.shape
     steps = kernels(backend).checkpoint_steps(N)
     if not save or steps == 0:
         return (0,)
-    return (x.shape[0], K, (path.shape[1] + steps - 1) // steps, N, E)
+    return (tensors.x.shape[0], K, (tensors.path.shape[1] + steps - 1) // steps, N, E)
 
 
-def _fake_forward(x: Tensor, dt: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    path, backend, merge, out_dtype, save = rest[5], rest[11], rest[9], rest[12], rest[13]
-    K, E, N = A.shape
-    shape = (x.shape[0], x.shape[1], E) if merge else (x.shape[0], x.shape[1], K, E)
+def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = ScanTensors(*arguments[:N_INPUTS])
+    _, _, merge, _, backend, out_dtype, save = arguments[N_INPUTS:]
+    x, (K, E, N) = tensors.x, tensors.A.shape
     exact = state_dtype(x.dtype)
     return (
-        x.new_empty(shape, dtype=out_dtype),
+        x.new_empty((*x.shape[:2], E) if merge else (*x.shape[:2], K, E), dtype=out_dtype),
         x.new_empty((x.shape[0], K, E, N), dtype=exact),
-        x.new_empty(checkpoint_shape(x, A, path, backend, save), dtype=exact),
+        x.new_empty(checkpoint_shape(tensors, backend, save), dtype=exact),
     )
 
 
-def _fake_backward(grad_y: Tensor, grad_last: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    x = rest[0]
-    return tuple(
-        x.new_empty(0 if shape is None else shape, dtype=dtype) for shape, dtype in _gradient_shapes(*rest[:10])
-    )
+def _fake_backward(grad_y: Tensor, grad_last: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    shapes = _gradient_shapes(ScanTensors(*arguments[:N_INPUTS]))
+    return tuple(grad_y.new_empty(0 if shape is None else shape, dtype=dtype) for shape, dtype in shapes)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:N_INPUTS], output[2])
-    ctx.options = inputs[N_INPUTS:15]
+    ctx.options = inputs[N_INPUTS : N_INPUTS + N_OPTIONS]
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     *inputs, checkpoints = ctx.saved_tensors
-    x, A = inputs[0], inputs[2]
-    merge = ctx.options[2]
-    K, E, N = A.shape
+    tensors = ScanTensors(*inputs)
+    x, (K, E, N), merge = tensors.x, tensors.A.shape, ctx.options[2]
     if grad_y is None:
-        grad_y = x.new_zeros((x.shape[0], x.shape[1], E) if merge else (x.shape[0], x.shape[1], K, E))
+        grad_y = x.new_zeros((*x.shape[:2], E) if merge else (*x.shape[:2], K, E))
     if grad_last is None:
         grad_last = x.new_zeros((x.shape[0], K, E, N), dtype=state_dtype(x.dtype))
-    gradients = torch.ops.visionssm.path_scan_backward(grad_y, grad_last, *inputs, checkpoints, *ctx.options)
-    *head, state = (None if value is None else g for value, g in zip(inputs[:8] + inputs[9:], gradients, strict=True))
-    return (*head, None, state, *(None,) * 7)
+    gradients = iter(torch.ops.visionssm.path_scan_backward(grad_y, grad_last, *tensors, checkpoints, *ctx.options))
+    by_input = {name: None if name == "path" else next(gradients) for name in tensors._fields}
+    by_tensor = [None if value is None else by_input[name] for name, value in tensors._asdict().items()]
+    return (*by_tensor, *(None,) * (N_OPTIONS + 2))
 
 
 _library.impl("path_scan", _forward, "CompositeExplicitAutograd")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .discretize import input_coefficient, input_coefficient_gradients
+from .tensors import ScanTensors
 from .walk import gather_steps, scatter_steps, state_dtype
 
 REBUILD_STEPS = 8
@@ -101,16 +102,7 @@ def _enter(chunks: _Chunks, initial_state: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_weight: Tensor | None,
-    path: Tensor,
-    initial_state: Tensor | None,
+    tensors: ScanTensors,
     *,
     softplus: bool,
     zoh: bool,
@@ -118,6 +110,7 @@ def scan(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Returns y, (batch, L, E) merged or (batch, L, K, E), and the last state (batch, K, E, N)."""
+    x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state = tensors
     dtype = state_dtype(x.dtype)
     T = path.shape[1]
     size = max(1, math.isqrt(T))
@@ -136,25 +129,16 @@ def scan(
     return (y.sum(2) if merge else y).to(out_dtype), last
 
 
-def forward(*inputs: Any, complete: bool, save: bool, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def forward(tensors: ScanTensors, *, complete: bool, save: bool, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`scan` behind the registered operator; backward recomputes everything, so nothing is kept."""
-    y, last = scan(*inputs, **options)
+    y, last = scan(tensors, **options)
     return y, last, y.new_empty(0, dtype=last.dtype)
 
 
 def backward(
     grad_y: Tensor,
     grad_last: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_weight: Tensor | None,
-    path: Tensor,
-    initial_state: Tensor | None,
+    tensors: ScanTensors,
     checkpoints: Tensor,
     *,
     softplus: bool,
@@ -163,6 +147,7 @@ def backward(
     complete: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of (x, dt, A, B, C, D, dt_bias, dt_weight, initial_state); None where the input is None."""
+    x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state = tensors
     dtype = state_dtype(x.dtype)
     L, T = x.shape[1], path.shape[1]
     size = max(1, math.isqrt(T))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .tensors import ScanTensors
 from .triton_plan import (
     WALK_STATES,
     Call,
@@ -105,16 +106,7 @@ def _scan_chunks(call: Call, reverse: bool, **states: Tensor | None) -> None:
 
 
 def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_weight: Tensor | None,
-    path: Tensor,
-    initial_state: Tensor | None,
+    tensors: ScanTensors,
     *,
     softplus: bool,
     zoh: bool,
@@ -124,9 +116,10 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state (batch, K, E, N), and the states (batch, K, ceil(T / steps), N, E) kept for backward."""
-    if A.shape[2] >= WALK_STATES:  # unpacking 16-bit values would cost `walk_forward` a third of its time
-        B, C = B.float(), C.float()
-    call = prepare(x, dt, A, B, C, D, dt_bias, dt_weight, path, softplus=softplus, zoh=zoh, complete=complete)
+    x, initial_state = tensors.x, tensors.initial_state
+    if tensors.A.shape[2] >= WALK_STATES:  # unpacking 16-bit values would cost `walk_forward` a third of its time
+        tensors = tensors._replace(B=tensors.B.float(), C=tensors.C.float())
+    call = prepare(tensors, softplus=softplus, zoh=zoh, complete=complete)
     checkpoints = call.new_states(call.arguments["kept"], call.N) if save else torch.empty(0, device=x.device)
     if call.batch == 0:
         y = x.new_empty((0, call.L, call.E) if merge else (0, call.L, call.K, call.E), dtype=out_dtype)
@@ -172,16 +165,7 @@ def _launch_forward(call: Call, written: _Map | None = None, *, checkpoints: Ten
 def backward(
     grad_y: Tensor,
     grad_last: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_weight: Tensor | None,
-    path: Tensor,
-    initial_state: Tensor | None,
+    tensors: ScanTensors,
     checkpoints: Tensor,
     *,
     softplus: bool,
@@ -190,10 +174,11 @@ def backward(
     complete: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of (x, dt, A, B, C, D, dt_bias, dt_weight, initial_state); None where the input is None."""
+    x, dt, A, B, C, D, dt_bias, dt_weight, _, initial_state = tensors
     if x.shape[0] == 0:
         inputs = (x, dt, A, B, C, D, dt_bias, dt_weight, initial_state)
         return tuple(None if value is None else torch.zeros_like(value) for value in inputs)
-    call = prepare(x, dt, A, B, C, D, dt_bias, dt_weight, path, grad_y, softplus=softplus, zoh=zoh, complete=complete)
+    call = prepare(tensors, grad_y, softplus=softplus, zoh=zoh, complete=complete)
     batch, L, K, E, N = call.batch, call.L, call.K, call.E, call.N
     blocks = backward_blocks(E, call.lanes)
     channel_blocks = -(-E // blocks.BE)

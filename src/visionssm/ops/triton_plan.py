@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .tensors import ScanTensors
+
 WALK_STATES = 8  # from here on the states fill a lane's registers, and steps are walked one by one
 DOT_RANKS = 32  # the largest rank of dt whose projection inside the kernel leaves the scan its registers
 CHUNK_STEPS = 64
@@ -78,15 +80,7 @@ class Call:
 
 
 def prepare(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_weight: Tensor | None,
-    path: Tensor,
+    tensors: ScanTensors,
     grad_y: Tensor | None = None,
     *,
     softplus: bool,
@@ -94,6 +88,7 @@ def prepare(
     complete: bool,
 ) -> Call:
     """Inputs as the kernels want them: strided views stay views, unless their channels are not next to each other."""
+    x, dt, A, B, C, D, dt_bias, dt_weight, path, _ = tensors
     (batch, L), (K, E, N), T = x.shape[:2], A.shape, path.shape[1]
     if dt_weight is not None and (N >= WALK_STATES or dt_weight.shape[2] > DOT_RANKS):
         dt, dt_weight = torch.einsum("blkr,ker->blke", dt.float(), dt_weight.float()), None
