@@ -1,5 +1,5 @@
-// What Python hands over: one struct per call. Every field is 64 bits wide, so that Python packs it with one struct.pack
-// and no padding rule matters. The order of the fields is repeated in ops/native.py.
+// What Python hands over: one struct per call. Every field is 64 bits wide, so that Python packs it with one
+// struct.pack and no padding rule matters. The order of the fields is repeated in ops/native.py.
 //
 // Legend: batch, L positions, K paths, T steps, E channels, N states, R rank of dt (0: dt is dense).
 #pragma once
@@ -11,7 +11,8 @@ enum DType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 }
 
 enum Status : int64_t { kDone = 0, kBadPath = 1, kNoMemory = 2 };
 
-// A (batch, L, K, channels) view whose last dimension is contiguous; strides count elements. `data` is null where absent.
+// A (batch, L, K, channels) view whose last dimension is contiguous; strides count elements. `data` is null where
+// absent.
 struct Tensor {
   void* data;
   int64_t dtype;
@@ -31,10 +32,10 @@ struct Arguments {
 
   Tensor x, dt, B, C;
   // Contiguous; in the dtype of the state, which is float64 for float64 inputs and float32 otherwise, except dt_weight.
-  const void* A;              // (K, E, N)
-  const void* D;              // (K, E) or null
-  const void* dt_bias;        // (K, E) or null
-  const void* dt_weight;      // (K, E, R) or null
+  const void* A;          // (K, E, N)
+  const void* D;          // (K, E) or null
+  const void* dt_bias;    // (K, E) or null
+  const void* dt_weight;  // (K, E, R) or null
   int64_t dt_weight_dtype;
   const void* initial_state;  // (batch, K, E, N) or null
   void* checkpoints;          // (batch, K, ceil(T / checkpoint_steps), N, E) or null

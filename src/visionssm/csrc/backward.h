@@ -1,14 +1,15 @@
 // The backward scan.
 //
-// It walks every path from its end in chunks, rebuilds the states of a chunk from the one that forward kept at its start, and
-// runs the adjoint recurrence g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1} back through it.
+// It walks every path from its end in chunks, rebuilds the states of a chunk from the one that forward kept at its
+// start, and runs the adjoint recurrence g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1} back through it.
 //
-// Sums over channels (for B, C and a low-rank dt) and over images (for A, D, dt_bias, dt_weight) are made in parts, channel
-// groups and slices of the batch, whose number follows from the shapes alone; the parts are added in a fixed order.
+// Sums over channels (for B, C and a low-rank dt) and over images (for A, D, dt_bias, dt_weight) are made in parts,
+// channel groups and slices of the batch, whose number follows from the shapes alone; the parts are added in a fixed
+// order.
 #pragma once
-#include "block.h"
 #include "memory.h"
 #include "path_sum.h"
+#include "tile.h"
 
 namespace visionssm::VISIONSSM_TARGET {
 
@@ -18,7 +19,8 @@ constexpr int kSubBlockChannels = 128;
 
 template <class T>
 struct BackwardScratch {
-  T *delta, *grad_delta, *through, *x, *dt, *grad_y, *B, *C, *zeros, *adjoint, *decays, *states, *grad_B, *grad_C, *columns, *map;
+  T *delta, *grad_delta, *through, *x, *dt, *grad_y, *B, *C, *zeros, *adjoint, *decays, *states, *grad_B, *grad_C,
+      *columns, *map;
 
   BackwardScratch(Arena& arena, const Arguments& a, int64_t group_padded, bool keeps_map) {
     constexpr int W = kLanes<T>;
@@ -68,8 +70,8 @@ using Chunk = Tile<T, kLongestChunk>;
 // `v` is the vector's place in the sub-block. grad_A and adjoint point at state n.
 template <class T, int kStates, bool kZoh>
 static void retreat(
-    const Chunk<T>& chunk, const BackwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n, const T* A, const T* first,
-    int64_t first_stride, int64_t first_lanes, T* adjoint, T* grad_A) {
+    const Chunk<T>& chunk, const BackwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n, const T* A,
+    const T* first, int64_t first_stride, int64_t first_lanes, T* adjoint, T* grad_A) {
   constexpr int W = kLanes<T>;
   using V = Vector<T>;
   V h[kStates], inverse_A[kStates];
@@ -141,7 +143,8 @@ static void retreat(
   }
 }
 
-// All vectors of a sub-block, for states n to n + kStates - 1; adds the sums over the channels to the columns of B and C.
+// All vectors of a sub-block, for states n to n + kStates - 1; adds the sums over the channels to the columns of B and
+// C.
 template <class T, int kStates>
 static void retreat_vectors(
     const Arguments& a, const Chunk<T>& chunk, const BackwardScratch<T>& scratch, const Parameters<T>& parameters,
@@ -168,7 +171,8 @@ static void retreat_vectors(
     }
 }
 
-// From the sums over the states to the gradients by x, in `through`, and by dt + bias, in `grad_delta`; and those of D and bias.
+// From the sums over the states to the gradients by x, in `through`, and by dt + bias, in `grad_delta`; and those of D
+// and bias.
 template <class T>
 static void finish_channels(
     const Arguments& a, const Chunk<T>& chunk, const BackwardScratch<T>& scratch, const Parameters<T>& parameters,
@@ -213,7 +217,8 @@ INLINE void weight_gradient(const Chunk<T>& chunk, const T* gradient, int64_t pa
   if constexpr (kColumns > 1) weight_gradient<T, kColumns / 2>(chunk, gradient, padded, r, R, total);
 }
 
-// That of dt sums over the channels, for kRows steps at once: rows of dt_weight times their gradients, a vector of ranks at a time.
+// That of dt sums over the channels, for kRows steps at once: rows of dt_weight times their gradients, a vector of
+// ranks at a time.
 template <class T, int kRows>
 INLINE int64_t rank_gradient(
     const Arguments& a, const Chunk<T>& chunk, const BackwardScratch<T>& scratch, const T* weight, int64_t ranks,
@@ -264,8 +269,8 @@ static void write_columns(const Arguments& a, int64_t b, int64_t p, int64_t k, c
 // Asks the memory for what the rest of the chunk needs for four steps, or what comes after them.
 template <class T>
 static void prefetch_steps(
-    const Arguments& a, const Chunk<T>& chunk, int64_t b, int64_t k, const Block<T>& block, int64_t first, const SumMap<T>& sums,
-    const Tensor* target, int64_t first_channel) {
+    const Arguments& a, const Chunk<T>& chunk, int64_t b, int64_t k, const Block<T>& block, int64_t first,
+    const SumMap<T>& sums, const Tensor* target, int64_t first_channel) {
   const int64_t bytes = block.width * sizeof(T);
   for (int64_t s = first; s < smaller(first + 4, chunk.steps); s++) {
     prefetch(chunk.x[s + kAhead], bytes);
@@ -277,12 +282,13 @@ static void prefetch_steps(
   }
 }
 
-// One path of one image for one channel group. The gradient by x goes where forward_path would put its outputs. `columns` takes
-// the group's part of the sums over channels, (T, 2 N + R); without it they are complete and are written to their tensors.
+// One path of one image for one channel group. The gradient by x goes where forward_path would put its outputs.
+// `columns` takes the group's part of the sums over channels, (T, 2 N + R); without it they are complete and are
+// written to their tensors.
 template <class T>
 static void backward_path(
-    const Arguments& a, const Parameters<T>& parameters, const WeightRows<T>& rows, const Parameters<T>& totals, int64_t b,
-    int64_t k, const Block<T>& group, const SumMap<T>& sums, bool add, const Tensor* target, T* columns,
+    const Arguments& a, const Parameters<T>& parameters, const WeightRows<T>& rows, const Parameters<T>& totals,
+    int64_t b, int64_t k, const Block<T>& group, const SumMap<T>& sums, bool add, const Tensor* target, T* columns,
     const BackwardScratch<T>& scratch) {
   constexpr int W = kLanes<T>;
   const int64_t S = a.checkpoint_steps, width = 2 * a.N + a.R, parts = divide_up(group.padded, kSubBlockChannels);
@@ -339,7 +345,8 @@ template <class T>
 static void unpack_gradients(
     const Arguments& a, const Parameters<T>& totals, int64_t slices, int64_t k, int64_t vector) {
   constexpr int W = kLanes<T>;
-  const int64_t first = vector * W, channels = smaller(W, a.E - first), at = k * a.E + first, numbers = totals.rows() * W;
+  const int64_t first = vector * W, channels = smaller(W, a.E - first), at = k * a.E + first,
+                numbers = totals.rows() * W;
   T* total = totals.of(k, vector);
   for (int64_t slice = 1; slice < slices; slice++) {
     const T* part = total + slice * Parameters<T>::size(a);
@@ -359,7 +366,8 @@ static Status backward(const Arguments& a) {
   const bool per_path = a.x_per_path || a.K == 1;
   const double work = double(a.batch) * a.K * a.T * a.E * (a.N + 2);
   const int64_t threads = larger(1, smaller(a.threads, int64_t(work / 10000)));
-  const bool apart = a.K > 1 && (per_path || divide_up(slices * groups, threads) * a.K > 1.1 * divide_up(slices * groups * a.K, threads));
+  const bool apart = a.K > 1 && (per_path || divide_up(slices * groups, threads) * a.K >
+                                                 1.1 * divide_up(slices * groups * a.K, threads));
   const bool own_maps = apart && !a.x_per_path, keeps_map = !apart && needs_map<T>(a, a.grad_x, a.x_per_path);
   const int64_t width = 2 * a.N + a.R, columns_per_group = groups > 1 ? a.batch * a.K * a.T * width : 0;
 
@@ -392,11 +400,13 @@ static Status backward(const Arguments& a) {
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < (a.R ? a.K * a.E : 0); row++) rows.pack(a, row);
 
-    const auto walk = [&](int64_t b, int64_t slice, int64_t g, int64_t k, const SumMap<T>& sums, bool add, const Tensor* target) {
+    const auto walk = [&](int64_t b, int64_t slice, int64_t g, int64_t k, const SumMap<T>& sums, bool add,
+                          const Tensor* target) {
       Parameters<T> part = totals;
       part.data += slice * Parameters<T>::size(a);
       T* group_columns = groups > 1 ? columns + g * columns_per_group + (b * a.K + k) * a.T * width : nullptr;
-      backward_path(a, parameters, rows, part, b, k, Block<T>::of(g, groups, a.E), sums, add, target, group_columns, scratch);
+      backward_path(
+          a, parameters, rows, part, b, k, Block<T>::of(g, groups, a.E), sums, add, target, group_columns, scratch);
     };
     const auto first_image = [&](int64_t slice) { return slice * a.batch / slices; };
     if (!apart) {

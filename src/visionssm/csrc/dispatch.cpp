@@ -25,6 +25,9 @@ struct InstructionSet {
 // The best that this processor has, or the one that is asked for by name; null where it does not have that.
 const InstructionSet* choose(const char* wanted) {
   const auto takes = [wanted](const char* name) { return !*wanted || strcmp(wanted, name) == 0; };
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#endif
 #if defined(VISIONSSM_HAVE_AVX512)
   static const InstructionSet avx512_set = {"avx512", avx512::path_scan, avx512::path_scan_backward};
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -68,8 +71,8 @@ Status check_path(Arguments& a) {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// Uses the named instruction set from now on, or the best one for an empty name. Returns the name of what is used; null, and
-// changes nothing, where this processor does not have it.
+// Uses the named instruction set from now on, or the best one for an empty name. Returns the name of what is used;
+// null, and changes nothing, where this processor does not have it.
 EXPORT const char* visionssm_use_instruction_set(const char* name) {
   const InstructionSet* found = choose(name);
   if (!found) return nullptr;

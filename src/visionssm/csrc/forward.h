@@ -1,12 +1,12 @@
 // The forward scan.
 //
-// One task walks one block of channels of one image along all paths, one after the other, and adds their outputs up in the map
-// itself; so every sum has a fixed order, however many threads there are. Where there are too few tasks for the threads, the
-// paths become tasks of their own, with a map each, and the maps are added in the same order afterwards.
+// One task walks one block of channels of one image along all paths, one after the other, and adds their outputs up in
+// the map itself; so every sum has a fixed order, however many threads there are. Where there are too few tasks for the
+// threads, the paths become tasks of their own, with a map each, and the maps are added in the same order afterwards.
 #pragma once
-#include "block.h"
 #include "memory.h"
 #include "path_sum.h"
+#include "tile.h"
 
 namespace visionssm::VISIONSSM_TARGET {
 
@@ -32,13 +32,13 @@ struct ForwardScratch {
   }
 };
 
-// The recurrence over one tile for one vector of channels, place v of the block, and kStates of its states, from n on, which stay
-// in registers. The first states of a channel start its output with D x, the others add to it. With `add`, which takes all states
-// at once, what earlier paths left is added at the end.
+// The recurrence over one tile for one vector of channels, place v of the block, and kStates of its states, from n on,
+// which stay in registers. The first states of a channel start its output with D x, the others add to it. With `add`,
+// which takes all states at once, what earlier paths left is added at the end.
 template <class T, int kStates, bool kZoh>
 INLINE void advance(
-    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n, bool add,
-    const T* D, const T* A, T* state) {
+    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n,
+    bool add, const T* D, const T* A, T* state) {
   constexpr int W = kLanes<T>;
   using V = Vector<T>;
   const V skip = load(D);
@@ -76,8 +76,8 @@ INLINE void advance(
   for (int i = 0; i < kStates; i++) store(state + i * W, h[i]);
 }
 
-// The same for a single state per channel, for all vectors of the block: step by step, so that rows are read and written from end
-// to end, as memory likes it.
+// The same for a single state per channel, for all vectors of the block: step by step, so that rows are read and
+// written from end to end, as memory likes it.
 template <class T, bool kZoh>
 static void advance_rows(
     const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, const Parameters<T>& parameters, int64_t k,
@@ -117,8 +117,8 @@ static void advance_rows(
 // kStates at a time for as long as there are so many, then half of that.
 template <class T, int kStates, bool kZoh>
 INLINE void advance_states(
-    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n, int64_t N,
-    bool add, const T* D, const T* A, T* state) {
+    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n,
+    int64_t N, bool add, const T* D, const T* A, T* state) {
   for (; n + kStates <= N; n += kStates)
     advance<T, kStates, kZoh>(tile, scratch, padded, v, n, add, D, A + n * kLanes<T>, state + n * kLanes<T>);
   if constexpr (kStates > 1) advance_states<T, kStates / 2, kZoh>(tile, scratch, padded, v, n, N, add, D, A, state);
@@ -168,12 +168,12 @@ static void keep_state(const Arguments& a, int64_t b, int64_t k, int64_t t, cons
       store_part(target + n * a.E + v * W, load(state + (v * a.N + n) * W), smaller(W, block.width - v * W));
 }
 
-// One path of one image for one block of channels. The outputs go to `target` if it is given, else into `sums`; with `add` what
-// is in `sums` is added first.
+// One path of one image for one block of channels. The outputs go to `target` if it is given, else into `sums`; with
+// `add` what is in `sums` is added first.
 template <class T>
 static void forward_path(
-    const Arguments& a, const Parameters<T>& parameters, int64_t b, int64_t k, const Block<T>& block, const SumMap<T>& sums,
-    bool add, const Tensor* target, const ForwardScratch<T>& scratch) {
+    const Arguments& a, const Parameters<T>& parameters, int64_t b, int64_t k, const Block<T>& block,
+    const SumMap<T>& sums, bool add, const Tensor* target, const ForwardScratch<T>& scratch) {
   const int64_t padded = block.padded;
   const int32_t* path = a.path + k * a.path_stride;
   // Where a row's states fit into the registers, and it is neither cut nor converted, it is finished where it ends up.
@@ -211,10 +211,12 @@ static void forward_path(
 // All paths of one image for one block of channels, one after the other.
 template <class T>
 static void forward_block(
-    const Arguments& a, const Parameters<T>& parameters, int64_t b, const Block<T>& block, const ForwardScratch<T>& scratch) {
-  walk_paths(a, a.y, !a.merge, b, block, scratch.map, [&](int64_t k, const SumMap<T>& sums, bool add, const Tensor* target) {
-    forward_path(a, parameters, b, k, block, sums, add, target, scratch);
-  });
+    const Arguments& a, const Parameters<T>& parameters, int64_t b, const Block<T>& block,
+    const ForwardScratch<T>& scratch) {
+  walk_paths(
+      a, a.y, !a.merge, b, block, scratch.map, [&](int64_t k, const SumMap<T>& sums, bool add, const Tensor* target) {
+        forward_path(a, parameters, b, k, block, sums, add, target, scratch);
+      });
 }
 
 // How the channels are cut into blocks, and whether paths are tasks of their own.
@@ -236,7 +238,8 @@ static Plan forward_plan(const Arguments& a) {
   for (int64_t blocks = divide_up(vectors, larger(1, widest / kLanes<T>)); blocks <= vectors; blocks++) {
     const double width = divide_up(vectors, blocks) + 0.5;
     const double together = divide_up(a.batch * blocks, best.threads) * width * a.K;
-    const double apart = divide_up(a.batch * blocks * a.K, best.threads) * width + 0.3 * a.K * a.batch * vectors / best.threads;
+    const double apart =
+        divide_up(a.batch * blocks * a.K, best.threads) * width + 0.3 * a.K * a.batch * vectors / best.threads;
     if (together < least) least = together, best = {blocks, best.threads, false};
     if (a.K > 1 && apart < least) least = apart, best = {blocks, best.threads, true};
   }

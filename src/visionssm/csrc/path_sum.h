@@ -1,6 +1,6 @@
 // Summing what the paths of one image write to the same map, always in the order of the paths.
 #pragma once
-#include "block.h"
+#include "tile.h"
 
 namespace visionssm::VISIONSSM_TARGET {
 
@@ -18,11 +18,12 @@ struct SumMap {
   int64_t stride;
 };
 
-// Adds rows, `padded` apart, to what earlier paths left in `sums`, and writes them to `target` if that is given, else to `sums`.
+// Adds rows, `padded` apart, to what earlier paths left in `sums`, and writes them to `target` if that is given, else
+// to `sums`.
 template <class T, int kSteps>
 INLINE void finish_rows(
-    const Tile<T, kSteps>& tile, const T* rows, const Block<T>& block, const SumMap<T>& sums, bool add, const Tensor* target,
-    int64_t b, int64_t k) {
+    const Tile<T, kSteps>& tile, const T* rows, const Block<T>& block, const SumMap<T>& sums, bool add,
+    const Tensor* target, int64_t b, int64_t k) {
   constexpr int W = kLanes<T>;
   const int64_t padded = block.padded, width = block.width, steps = tile.steps;
   const auto finish = [&](auto format, char* out, int64_t stride, auto adds) {
@@ -51,17 +52,19 @@ INLINE void finish_rows(
   });
 }
 
-// Whether a task that walks all paths needs a map of its own to sum in: where the result is of another type than the sums.
+// Whether a task that walks all paths needs a map of its own to sum in: where the result is of another type than the
+// sums.
 template <class T>
 static bool needs_map(const Arguments& a, const Tensor& result, bool per_path) {
   return !per_path && !(a.K == 1 && a.complete) && result.dtype != Simd<T>::dtype;
 }
 
-// Calls walk(k, sums, add, target) for every path such that `result` becomes the sum of what they write, or holds each path's
-// own output where it has one map per path.
+// Calls walk(k, sums, add, target) for every path such that `result` becomes the sum of what they write, or holds each
+// path's own output where it has one map per path.
 template <class T, class Walk>
 INLINE void walk_paths(
-    const Arguments& a, const Tensor& result, bool per_path, int64_t b, const Block<T>& block, T* map, const Walk& walk) {
+    const Arguments& a, const Tensor& result, bool per_path, int64_t b, const Block<T>& block, T* map,
+    const Walk& walk) {
   if (per_path || (a.K == 1 && a.complete)) {
     for (int64_t k = 0; k < a.K; k++) walk(k, SumMap<T>{}, false, &result);
     return;

@@ -1,7 +1,7 @@
 // One vector register of floats or doubles, for whatever instruction set this file is compiled for.
 //
-// Arithmetic is that of GCC's and Clang's vector extension (a + b, a * b, -a); what it lacks is here as functions. The same
-// source is compiled several times, each time into its own namespace VISIONSSM_TARGET.
+// Arithmetic is that of GCC's and Clang's vector extension (a + b, a * b, -a); what it lacks is here as functions. The
+// same source is compiled several times, each time into its own namespace VISIONSSM_TARGET.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -121,37 +121,44 @@ INLINE void store_part(T* target, Vector<T> v, int64_t count) {
   store_some(target, v, count);
 }
 
-// The same pointer, with its origin hidden: so that the numbers behind it are addressed from one register, not from one each.
+// The same pointer, with its origin hidden: so that the numbers behind it are addressed from one register, not from one
+// each.
 template <class T>
 INLINE T* opaque(T* pointer) {
   asm("" : "+r"(pointer));
   return pointer;
 }
 
-// a * b + c and a * b - c, rounded once where the instruction set can.
+// a * b + c, rounded once where the instruction set can; the larger and the smaller, NaN where b is NaN.
 #if defined(__AVX512F__)
 INLINE floats fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
-INLINE floats fms(floats a, floats b, floats c) { return _mm512_fmsub_ps(a, b, c); }
 INLINE doubles fma(doubles a, doubles b, doubles c) { return _mm512_fmadd_pd(a, b, c); }
 INLINE floats max(floats a, floats b) { return _mm512_max_ps(a, b); }
 INLINE float sum(floats v) { return _mm512_reduce_add_ps(v); }
 #elif defined(__AVX2__)
 INLINE floats fma(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
-INLINE floats fms(floats a, floats b, floats c) { return _mm256_fmsub_ps(a, b, c); }
 INLINE doubles fma(doubles a, doubles b, doubles c) { return _mm256_fmadd_pd(a, b, c); }
 INLINE floats max(floats a, floats b) { return _mm256_max_ps(a, b); }
+INLINE floats min(floats a, floats b) { return _mm256_min_ps(a, b); }
 #elif defined(__aarch64__)
-INLINE floats fma(floats a, floats b, floats c) { return (floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
-INLINE floats fms(floats a, floats b, floats c) { return fma(a, b, -c); }
+INLINE floats fma(floats a, floats b, floats c) {
+  return (floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
 INLINE doubles fma(doubles a, doubles b, doubles c) {
   return (doubles)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 }
 INLINE floats max(floats a, floats b) { return (floats)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+INLINE floats min(floats a, floats b) { return (floats)vminq_f32((float32x4_t)a, (float32x4_t)b); }
 #else
 INLINE floats fma(floats a, floats b, floats c) { return a * b + c; }
-INLINE floats fms(floats a, floats b, floats c) { return a * b - c; }
 INLINE doubles fma(doubles a, doubles b, doubles c) { return a * b + c; }
+#if defined(__SSE2__)
+INLINE floats max(floats a, floats b) { return _mm_max_ps(a, b); }
+INLINE floats min(floats a, floats b) { return _mm_min_ps(a, b); }
+#else
 INLINE floats max(floats a, floats b) { return a > b ? a : b; }
+INLINE floats min(floats a, floats b) { return a < b ? a : b; }
+#endif
 #endif
 
 #if !defined(__AVX512F__)

@@ -1,8 +1,8 @@
 // exp, softplus and what follows from them, on vectors.
 //
-// Floats use polynomials. 2^t = 2^n (1 + r q(r)) with n the integer nearest to t: written so, an exponential close to 1 has an
-// error that shrinks with its distance from 1, and a state that decays slowly over many steps stays accurate. Doubles call the
-// C library, lane by lane.
+// Floats use polynomials. 2^t = 2^n (1 + r q(r)) with n the integer nearest to t: written so, an exponential close to 1
+// has an error that shrinks with its distance from 1, and a state that decays slowly over many steps stays accurate.
+// Doubles call the C library, lane by lane.
 #pragma once
 #include <math.h>
 
@@ -45,14 +45,11 @@ INLINE Power split_power_of_two(floats a, floats b) {
   return {_mm512_scalef_ps(broadcast(1.0f), n), power_slope(r) * r};
 }
 #else
-// Adding 1.5 * 2^23 leaves the nearest integer in the lowest bits, and from there it goes into a float's exponent: 0 from 2^-127
-// down, infinity from 2^128 up. Comparisons are ordered so that NaN stays.
+// Adding 1.5 * 2^23 leaves the nearest integer in the lowest bits, and from there it goes into a float's exponent: 0
+// from 2^-127 down, infinity from 2^128 up.
 INLINE Power split_power_of_two(floats a, floats b) {
   constexpr float rounder = 12582912.0f;
-  const floats lowest = broadcast(-127.0f), highest = broadcast(128.0f);
-  floats t = a * b;
-  t = lowest > t ? lowest : t;
-  t = highest < t ? highest : t;
+  const floats t = min(broadcast(128.0f), max(broadcast(-127.0f), a * b));
   const floats rounded = t + rounder;
   const floats r = t - (rounded - rounder);
   return {(floats)(((words)rounded << 23) + 0x3f800000), power_slope(r) * r};
@@ -92,7 +89,7 @@ INLINE floats softplus(floats z) {
   p = fma(p, e, broadcast(0.3331909477710724f));
   p = fma(p, e, broadcast(-0.4999949336051941f));
   p = fma(p, e, broadcast(0.9999999403953552f));
-  return fma(p, e, max(z, floats{}));
+  return fma(p, e, max(floats{}, z));
 }
 
 // The derivative of softplus, from its value: 1 - exp(-delta).
@@ -128,7 +125,7 @@ INLINE V zoh_slope(V z, Decay<V> e) {
   V series = broadcast<T>(1.0 / 45360);
   for (double coefficient : coefficients) series = fma(series, z, broadcast<T>(coefficient));
   const V away = (e.factor - e.minus_one / z) / z;
-  return (z < threshold) & (z > -threshold) ? series : away;
+  return ((z < threshold) & (z > -threshold)) ? series : away;
 }
 
 }  // namespace visionssm::VISIONSSM_TARGET

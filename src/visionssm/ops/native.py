@@ -18,17 +18,15 @@ from torch import Tensor
 from .tensors import ScanTensors
 from .walk import state_dtype
 
-CHECKPOINT_STEPS = 32
-
-
-def checkpoint_steps(N: int) -> int:
-    """Steps between two states that forward keeps for backward."""
-    return CHECKPOINT_STEPS
-
-
+_CHECKPOINT_STEPS = 32
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _DONE, _BAD_PATH, _NO_MEMORY = 0, 1, 2
 _NO_TENSOR = (0, 0, 0, 0, 0)
+
+
+def checkpoint_steps(N: int) -> int:
+    """Steps between two states that forward keeps for backward: with N = 1 and four paths they take an eighth of x's memory."""
+    return _CHECKPOINT_STEPS
 
 
 def _library_file() -> Path | None:
@@ -116,14 +114,14 @@ def forward(
         dtype=torch.float64 if inputs.exact == torch.float64 else out_dtype,
     )
     last = torch.empty((batch, K, E, N), dtype=inputs.exact)
-    kept = (batch, K, -(-T // CHECKPOINT_STEPS), N, E) if save else (0,)
+    kept = (batch, K, -(-T // _CHECKPOINT_STEPS), N, E) if save else (0,)
     checkpoints = torch.empty(kept, dtype=inputs.exact)
     numbers = inputs.pack(
         softplus, zoh, merge, complete, checkpoints if save else None,
         (*_view(y), _pointer(last), *_NO_TENSOR, 0, *_NO_TENSOR * 4, 0, 0, 0, 0, 0),
     )  # fmt: skip
     _call(_load()[0].visionssm_path_scan, numbers, L)
-    return y.to(out_dtype), last, checkpoints
+    return y if y.dtype == out_dtype else y.to(out_dtype), last, checkpoints
 
 
 def backward(
@@ -145,7 +143,7 @@ def backward(
         )[2]  # fmt: skip
     exact = inputs.exact
     grad_y = _readable(grad_y, exact)
-    grad_last = grad_last.to(exact).contiguous()
+    grad_last = _dense(grad_last, exact)
     new = torch.empty if complete else torch.zeros
     maps = [new(value.shape, dtype=value.dtype) for value in (inputs.x, inputs.dt, inputs.B, inputs.C)]
     parameters = [
@@ -170,10 +168,10 @@ class _Inputs:
         self.exact = exact = state_dtype(x.dtype)
         self.x, self.dt, self.B, self.C = (_readable(value, exact) for value in (x, dt, B, C))
         self.A, self.D, self.dt_bias, self.initial_state = (
-            None if value is None else value.to(exact).contiguous() for value in (A, D, dt_bias, initial_state)
+            None if value is None else _dense(value, exact) for value in (A, D, dt_bias, initial_state)
         )
         if dt_weight is not None:
-            dt_weight = (dt_weight.to(exact) if exact == torch.float64 else dt_weight).contiguous()
+            dt_weight = _dense(dt_weight, exact if exact == torch.float64 else dt_weight.dtype)
         self.dt_weight = dt_weight
         if path.dtype != torch.int32:
             path = path.clamp(-2, 2**31 - 1).to(torch.int32)
@@ -196,7 +194,7 @@ class _Inputs:
             "q",
             (
                 batch, L, K, E, N, self.path.shape[1], 0 if weight is None else weight.shape[2],
-                softplus, zoh, merge, complete, self.x.dim() == 4, torch.get_num_threads(), CHECKPOINT_STEPS,
+                softplus, zoh, merge, complete, self.x.dim() == 4, torch.get_num_threads(), _CHECKPOINT_STEPS,
                 self.path.data_ptr(), self.path.stride(0),
                 *_view(self.x), *_view(self.dt), *_view(self.B), *_view(self.C),
                 _pointer(self.A), _pointer(self.D), _pointer(self.dt_bias),
@@ -206,6 +204,11 @@ class _Inputs:
                 0, 0, 0,
             ),
         )  # fmt: skip
+
+
+def _dense(value: Tensor, dtype: torch.dtype) -> Tensor:
+    # The usual case costs two questions, not two calls into torch that do nothing.
+    return value if value.dtype == dtype and value.is_contiguous() else value.to(dtype).contiguous()
 
 
 def _readable(value: Tensor, exact: torch.dtype) -> Tensor:

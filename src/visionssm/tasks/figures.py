@@ -37,7 +37,7 @@ def save_learning_curve(history: list[dict[str, Any]], file: Path) -> None:
     accuracy.plot(epochs, shares, color=BLUE, marker="o", markersize=3)
     best = int(np.argmax(shares))
     accuracy.annotate(
-        f"{shares[best]:.2f} %", (epochs[best], shares[best]), (0, -14), textcoords="offset points", ha="center"
+        f"best {shares[best]:.2f} %", (1, 0), (-4, 6), xycoords="axes fraction", textcoords="offset points", ha="right"
     )
     accuracy.set_title("validation top-1 accuracy, %", loc="left", fontsize=10)
     for axes in (loss, accuracy):
