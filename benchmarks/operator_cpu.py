@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from visionssm._machine import processor
 from visionssm.ops import native, path_scan, paths
 
 
@@ -128,11 +129,9 @@ def compare(shape: Shape, dtype: torch.dtype, budget: float, quick: bool) -> dic
 
 def describe() -> dict[str, Any]:
     """The machine and the versions, for the record."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "processor": model,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "instruction_set": native.use_instruction_set(os.environ.get("VISIONSSM_CPU", "")),

@@ -4,7 +4,6 @@ import csv
 import datetime
 import io
 import json
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .._files import write_atomically
 from .measure import Measurement
 
 COLUMNS = ("model", "setting", "images/s", "ratio", "median ms", "p20-p80 ms", "peak MiB", "GFLOPs")
@@ -22,7 +22,8 @@ def machine() -> dict[str, Any]:
     import timm
 
     import visionssm
-    from visionssm.ops.matrix_product import processor, uses_onednn
+    from visionssm._machine import processor
+    from visionssm.ops.matrix_product import uses_onednn
 
     return {
         "date": datetime.date.today().isoformat(),
@@ -107,9 +108,4 @@ def plot(results: Sequence[Measurement], path: Path) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))

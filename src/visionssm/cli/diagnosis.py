@@ -3,14 +3,13 @@
 import os
 import platform
 import shutil
-import subprocess
 import warnings
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from visionssm._machine import processor
 from visionssm.cli.errors import EXTRAS
 
 REQUIRED = ("torch", "timm", "torchvision", "numpy", "safetensors", "triton")
@@ -82,7 +81,7 @@ def _system() -> dict[str, str | int]:
         build = f"ROCm {torch.version.hip}"
     return {
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count() or 1,
         "torch_threads": torch.get_num_threads(),
@@ -90,21 +89,9 @@ def _system() -> dict[str, str | int]:
     }
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    if platform.system() == "Darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or platform.machine()
-    return platform.processor() or platform.machine()
-
-
 def _devices() -> list[tuple[str, str]]:
     """Every device that torch can use, with its name."""
-    found = [("cpu", _processor())]
+    found = [("cpu", processor())]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about a driver that it cannot use; _gpu_out_of_use says it
         for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu)):

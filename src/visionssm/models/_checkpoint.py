@@ -5,7 +5,6 @@ the weights (argument namespaces, configuration nodes) is replaced by an inert p
 """
 
 import logging
-import os
 import pickle
 import re
 import zipfile
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._files import write_atomically
 from .._messages import shortened
 
 CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema", "ema_model")
@@ -181,17 +181,10 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | Path) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
-
-            save_file(tensors, unfinished)
-        else:
-            torch.save(tensors, unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    save: Callable[[StateDict, Path], object] = torch.save
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file as save
+    write_atomically(path, lambda temporary: save(tensors, temporary))
 
 
 def load_weights(

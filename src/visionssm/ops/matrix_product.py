@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from .._machine import processor
 from .schema import _library
 
 CHOICES = ("auto", "torch", "onednn")
@@ -97,15 +98,6 @@ def _remembered() -> dict[str, float]:
     except OSError:
         pass  # a home that cannot be written to: the next process measures again
     return measured
-
-
-def processor() -> str:
-    """Name of the CPU, as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def measure_gain(repeats: int = 5) -> float:

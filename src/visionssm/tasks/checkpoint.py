@@ -1,8 +1,6 @@
 """Checkpoints of training runs: written whole or not at all, and complete, so that a file alone gives a classifier."""
 
-import os
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import torch
 from torch import nn
 
 import visionssm
+from visionssm._files import write_atomically
 from visionssm.data.transforms import Preprocessing
 
 CARD = "visionssm"  # the key of what describes the model, beside Lightning's own keys
@@ -40,25 +39,6 @@ class Classifier:
     config: dict[str, Any]
     source: Path
     weights: str  # "averaged" (EMA) or "trained"
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, and rename it.
-
-    Whatever happens, `path` is either what it was or the complete new file.
-
-    Raises:
-        OSError: the file can't be written, for example because the disk is full.
-    """
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionssm.tasks.checkpoint import write_atomically
+from visionssm._files import write_atomically
 from visionssm.tasks.evaluation import Evaluation
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visionssm._files import write_atomically
 from visionssm.data.folder import FolderImages, read_image
 from visionssm.data.loader import Unreadable
-from visionssm.tasks.checkpoint import Classifier, write_atomically
+from visionssm.tasks.checkpoint import Classifier
 from visionssm.tasks.evaluation import classify
 from visionssm.tasks.run import write_text
 

@@ -8,7 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from visionssm.tasks.checkpoint import CARD, LAST, read_checkpoint, write_atomically
+from visionssm._files import write_atomically
+from visionssm.tasks.checkpoint import CARD, LAST, read_checkpoint
 from visionssm.tasks.config import TrainConfig, changed_settings
 
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "environment.json", "results.json"
@@ -57,7 +58,7 @@ def open_run(config: TrainConfig, fingerprint: str, force: bool = False) -> Run:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    write_atomically(path, lambda temporary: _written(temporary, text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def environment(fingerprint: str) -> dict[str, Any]:
@@ -101,7 +102,3 @@ def _git_state() -> str | None:
         return commit + (" with changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _written(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
