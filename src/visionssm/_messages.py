@@ -1,7 +1,8 @@
 """Wording that several error messages share."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 def near_matches(name: str, choices: Iterable[str], limit: int = 5) -> str:
@@ -26,3 +27,12 @@ def shortened(text: str, limit: int = 160) -> str:
     """
     line = text.strip().partition("\n")[0]
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def choose(option: str, given: str, choices: Any) -> Any:
+    """The entry of `choices` (a mapping, or a sequence of names) that the user gave, or a ValueError that lists
+    them.
+    """
+    if given not in choices:
+        raise ValueError(f"{option}: got {given!r}, choose from {', '.join(choices)}")
+    return choices[given] if isinstance(choices, Mapping) else given

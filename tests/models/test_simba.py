@@ -17,9 +17,9 @@ from parity_data import (
 )
 
 import visionssm
+from visionssm.layers.vim_mixer import VimMixer
 from visionssm.models import export_published, load_published
 from visionssm.models.simba import EinFFT, exchange_box, from_frequencies, random_box, to_frequencies, token_label_loss
-from visionssm.models.vim import VimMixer
 from visionssm.testing.parity import map_errors, relative_error, rule_image, rule_state_dict
 
 NAMES = {"simba_s_einfft": "simba_small", "simba_s_mlp": "simba_small_mlp", "simba_l_einfft": "simba_large"}

@@ -19,9 +19,9 @@ import visionssm
 from visionssm.heads import RescalingPyramid
 from visionssm.layers.rotary import Rotary2d, rotate_pairs
 from visionssm.layers.tokens import class_positions, insert_rows, remove_rows, resize_pos_embed, take_rows
+from visionssm.layers.vim_mixer import CausalConv, VimMixer
 from visionssm.models._checkpoint import load_weights
 from visionssm.models._release import find_release
-from visionssm.models.vim import CausalConv, VimMixer
 from visionssm.testing.parity import relative_error, rule_image, rule_state_dict
 
 TOLERANCE = 2e-5

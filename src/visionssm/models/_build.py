@@ -190,12 +190,3 @@ def init_linear_layers(model: nn.Module, std: float = 0.02) -> None:
             nn.init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def choose(option: str, given: str, choices: Any) -> Any:
-    """The entry of `choices` (a mapping, or a sequence of names) that the user gave, or a ValueError that lists
-    them.
-    """
-    if given not in choices:
-        raise ValueError(f"{option}: got {given!r}, choose from {', '.join(choices)}")
-    return choices[given] if isinstance(choices, Mapping) else given

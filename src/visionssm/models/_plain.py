@@ -17,6 +17,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
+from .._messages import choose
 from ..layers.norm import RMSNorm
 from ..layers.rotary import Rotary2d, rotate_pairs
 from ..layers.tokens import (
@@ -31,7 +32,7 @@ from ..layers.tokens import (
     take_rows,
 )
 from ._backbone import Backbone
-from ._build import choose, init_linear_layers
+from ._build import init_linear_layers
 
 _log = logging.getLogger(__name__)
 

@@ -16,11 +16,12 @@ from timm.layers import ConvNormAct, DropPath, SqueezeExcite
 from timm.models import register_model
 from torch import Tensor, nn
 
+from .._messages import choose
 from ..layers.patches import PatchMerging, PatchStem
 from ..layers.ss2d import SS2D, PathBuilder
 from ..ops import paths
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
-from ._build import build_model, choose, init_linear_layers
+from ._build import build_model, init_linear_layers
 from ._keys import Key, KeyTable
 from ._release import Release, register_releases
 

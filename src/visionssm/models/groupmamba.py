@@ -18,12 +18,13 @@ from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
 
+from .._messages import choose
 from ..layers.mlp import Mlp
 from ..layers.selective import SelectiveScan
 from ..layers.ss2d import PathBuilder
 from ..ops import paths
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
-from ._build import build_model, choose, init_linear_layers
+from ._build import build_model, init_linear_layers
 from ._keys import Key, KeyTable
 from ._release import Release, register_releases
 from .vmamba import ConvDownsample

@@ -17,13 +17,14 @@ from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
 
+from .._messages import choose
 from ..layers.patches import PatchMerging, PatchStem
 from ..layers.selective import SelectiveScan
 from ..layers.ss2d import SS2D
 from ..ops import paths
 from ..ops.reorder import reorder
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
-from ._build import build_model, choose, init_linear_layers
+from ._build import build_model, init_linear_layers
 from ._keys import Key, KeyTable
 from ._plain import (
     Grid,

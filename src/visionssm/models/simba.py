@@ -17,11 +17,12 @@ from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
 
+from .._messages import choose
+from ..layers.vim_mixer import VimMixer
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
-from ._build import build_model, choose, init_linear_layers
+from ._build import build_model, init_linear_layers
 from ._keys import Key, KeyTable
 from ._release import Release, register_releases
-from .vim import VimMixer
 
 Box = tuple[int, int, int, int]
 TRANSFORMS = ("auto", "fft", "real")

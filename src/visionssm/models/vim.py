@@ -7,155 +7,20 @@ A 16x16 convolution of stride 16 (8 in the "plus" models) makes tokens, a class 
 blocks of one width follow. Inside a block tokens are (batch, L, C); the inner width E is 2 C.
 """
 
-import math
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
 from timm.models import register_model
-from torch import Tensor, nn
+from torch import nn
 
-from ..layers.selective import SelectiveScan
-from ..ops import path_scan, paths
+from .._messages import choose
+from ..layers.vim_mixer import VimMixer
 from ._backbone import drop_path_rates
-from ._build import build_model, choose
+from ._build import build_model
 from ._keys import Key, KeyTable
-from ._plain import Grid, PlainBackbone, TwoStreamBlock, evenly_spaced, init_plain
+from ._plain import PlainBackbone, TwoStreamBlock, evenly_spaced, init_plain
 from ._release import Release, register_releases
 
-DIRECTIONS = ("bidirectional", "bidirectional_shared", "forward")
 INITS = ("released", "legacy")
-
-
-class CausalConv(nn.Module):
-    """Depthwise convolution over the steps up to the present one, for each direction of a sequence with its own taps.
-
-    Direction 0 walks forwards and sees the steps l - taps + 1 .. l, direction 1 walks backwards and sees
-    l .. l + taps - 1. The weights are in the order of the walk: the last tap belongs to the present step.
-
-    Shapes: x (batch, L, E) to (batch, L, directions, E).
-
-    Example:
-        >>> CausalConv(8, directions=2)(torch.randn(2, 5, 8)).shape
-        torch.Size([2, 5, 2, 8])
-    """
-
-    def __init__(self, channels: int, directions: int, taps: int = 4) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(directions, channels, 1, taps))
-        self.bias = nn.Parameter(torch.empty(directions, channels))
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """As torch starts any convolution of this shape."""
-        bound = self.weight.shape[-1] ** -0.5
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
-
-    def forward(self, x: Tensor) -> Tensor:
-        directions, E, _, taps = self.weight.shape
-        L = x.shape[1]
-        # As a map of height 1 in channels-last layout the convolution reads the tokens in place.
-        line = x.transpose(1, 2).unsqueeze(2)
-        outputs = []
-        for k in range(directions):
-            weight = self.weight[k].flip(-1) if k else self.weight[k]
-            out = F.conv2d(line, weight.unsqueeze(2), self.bias[k], padding=(0, taps - 1), groups=E)
-            outputs.append(out[..., taps - 1 :] if k else out[..., :L])
-        return torch.stack([out.squeeze(2).transpose(1, 2) for out in outputs], dim=2)
-
-
-class SharedScan(SelectiveScan):
-    """Both directions with the same parameters but for A: Vim's ablation "bidirectional SSM"."""
-
-    def __init__(self, channels: int, state: int, dt_rank: int, dt_init: str) -> None:
-        super().__init__(channels, 1, state, dt_rank, dt_init)
-        self.A_log = nn.Parameter(self.A_log.detach().repeat(2, 1, 1))
-
-    def forward(self, x: Tensor, path: Tensor) -> Tensor:  # type: ignore[override]
-        dt, B, C = (value.expand(-1, -1, 2, -1) for value in self.project(x))
-        y = path_scan(
-            x.to(dt.dtype),
-            dt,
-            -torch.exp(self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float()),
-            B,
-            C,
-            self.D.expand(2, -1),
-            self.dt_bias.expand(2, -1),
-            path,
-            dt_weight=self.dt_weight.expand(2, -1, -1),
-            out_dtype=torch.promote_types(dt.dtype, torch.float32),
-        )
-        assert isinstance(y, Tensor)
-        return y
-
-
-class VimMixer(nn.Module):
-    """in_proj to x and z; convolution, SiLU and scan of x in each direction; their sum times SiLU(z); out_proj.
-
-    Args:
-        width: C.
-        expansion: E / C.
-        state: N.
-        dt_rank: R; ceil(C / 16) by default.
-        taps: of the causal convolution.
-        directions: "bidirectional", each direction with its own convolution and scan parameters; "forward"; or
-            "bidirectional_shared", where the directions differ in A only.
-        halve: the mean of the two directions of "bidirectional" instead of their sum.
-        layer_scale: start of a learned factor for each output channel; None for none.
-        dt_init: see :class:`visionssm.layers.SelectiveScan`.
-
-    Shapes: (batch, L, C) to (batch, L, C). The grid is not used: a sequence is all that this mixer sees.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        expansion: float = 2.0,
-        state: int = 16,
-        dt_rank: int | None = None,
-        taps: int = 4,
-        directions: str = "bidirectional",
-        halve: bool = True,
-        layer_scale: float | None = None,
-        dt_init: str = "mamba",
-    ) -> None:
-        super().__init__()
-        E = int(expansion * width)
-        dt_rank = dt_rank or math.ceil(width / 16)
-        self.bidirectional = choose("directions", directions, DIRECTIONS) != "forward"
-        separate = 2 if directions == "bidirectional" else 1
-        self.scale = 0.5 if halve and separate == 2 else 1.0
-        self.in_proj = nn.Linear(width, 2 * E, bias=False)
-        self.conv = CausalConv(E, separate, taps)
-        shared = directions == "bidirectional_shared"
-        self.scan = (
-            SharedScan(E, state, dt_rank, dt_init) if shared else SelectiveScan(E, separate, state, dt_rank, dt_init)
-        )
-        self.out_proj = nn.Linear(E, width, bias=False)
-        self.gamma = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
-
-    def forward(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
-        out = self.out_proj(self.mix(self.in_proj(tokens)))
-        # Halving here instead of before out_proj gives the same bits on half as many channels.
-        out = out if self.scale == 1.0 else out * self.scale
-        return out if self.gamma is None else out * self.gamma
-
-    def mix(self, xz: Tensor) -> Tensor:
-        """What happens between the projections, (batch, L, 2 E) to (batch, L, E), without the halving."""
-        x, z = xz.chunk(2, dim=-1)
-        L = x.shape[1]
-        in_place = not torch.is_grad_enabled()
-        x = F.silu(self.conv(x), inplace=in_place)
-        if x.shape[2] == 1:
-            x = x.squeeze(2)
-        walk = paths.forward_backward if self.bidirectional else paths.raster
-        y = self.scan(x, walk(1, L, device=x.device))
-        gate = F.silu(z)
-        y = y.mul_(gate) if in_place else y * gate
-        return y.to(xz.dtype)
 
 
 class Vim(PlainBackbone):
