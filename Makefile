@@ -3,13 +3,16 @@
 #   make test VENV=/path/to/environment   uses another environment, made if it isn't there
 #   make test PYTHON=python3.12           makes the environment with that Python
 #   make test ARGS="-k paths -x"          passes arguments on to pytest
+#   make test WORKERS=8                   tests in so many processes
 
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
+WORKERS ?= 2
 # Waiting threads sleep: where others use the same cores, OpenMP's habit of spinning slows small models down many times.
 export OMP_WAIT_POLICY ?= passive
 PY = "$(VENV)/bin/python"
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 # An environment is up to date when it was installed from these files, in this folder, with this compiler.
 KEY := $(shell { pwd; command -v c++; cat pyproject.toml CMakeLists.txt src/visionssm/csrc/* 2>/dev/null; } | cksum | cut -d' ' -f1)
@@ -28,10 +31,10 @@ demo: demo-environment
 	@$(PY) -m visionssm demo
 
 test: lint
-	@$(PY) -m pytest -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: lint
-	@$(PY) -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 lint: environment
 	@$(PY) -m ruff check

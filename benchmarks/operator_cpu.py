@@ -1,9 +1,11 @@
-"""Speed of the operator on the CPU: the `native` back-end against `torch` and `reference`, forward and backward.
+"""Speed and memory of the operator on the CPU: the `native` back-end alone and against `torch` and `reference`.
 
     python benchmarks/operator_cpu.py [--threads 1 2] [--dtypes float32 bfloat16] [--quick] [--json FILE]
 
-Every ratio is between times of one run. Outputs are compared before anything is timed. A time is the median of several, with half
-the range as its spread. Prints a table, and writes all numbers with machine, versions and date as JSON.
+Measures forward, backward, the order of the path against raster order, the states kept for backward, what more threads bring,
+and what a call costs in Python. Every ratio is between times of one run. Outputs are compared before anything is timed. A time is
+the median of several, with half the range as its spread. Prints a table, and writes all numbers with machine, versions and date
+as JSON and the table as Markdown beside it.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import torch
 
 from visionssm._machine import processor
 from visionssm.ops import native, path_scan, paths
+from visionssm.ops.tensors import ScanTensors
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ class Shape:
 SHAPES = (
     Shape("VMamba stage 1", 1, 56, 56, 96, 1, 6, 4),
     Shape("VMamba stage 1, dense dt", 1, 56, 56, 96, 1, 0, 4),
+    Shape("VMamba stage 1, batch 8", 8, 56, 56, 96, 1, 6, 4),
     Shape("VMamba stage 3", 1, 14, 14, 384, 1, 24, 4),
+    Shape("VMamba stage 3, dense dt", 1, 14, 14, 384, 1, 0, 4),
     Shape("VMamba stage 3, batch 8", 8, 14, 14, 384, 1, 24, 4),
     Shape("VMamba at 1024, stage 1", 1, 256, 256, 96, 1, 6, 4),
     Shape("one path, N=16, 56 x 56", 1, 56, 56, 384, 16, 0, 1),
@@ -53,6 +58,8 @@ SHAPES = (
     Shape("Vim at 1248, one direction", 1, 78, 78, 384, 16, 12, 1),
     Shape("MambaVision stage 3", 8, 14, 14, 160, 8, 10, 1),
 )
+
+LONGEST_COMPARED = 4_000  # steps; on longer paths the other back-ends take seconds for a call
 
 
 def make_inputs(shape: Shape, dtype: torch.dtype) -> tuple[list[torch.Tensor], dict[str, Any]]:
@@ -90,9 +97,9 @@ def compare(shape: Shape, dtype: torch.dtype, budget: float, quick: bool) -> dic
     """Times of one shape, after a check that the back-ends agree."""
     inputs, options = make_inputs(shape, dtype)
 
-    def forward(backend: str) -> torch.Tensor:
+    def forward(backend: str, arguments: list[torch.Tensor] = inputs) -> torch.Tensor:
         with torch.no_grad():
-            y = path_scan(*inputs, **options, backend=backend)
+            y = path_scan(*arguments, **options, backend=backend)
         assert isinstance(y, torch.Tensor)
         return y
 
@@ -108,18 +115,25 @@ def compare(shape: Shape, dtype: torch.dtype, budget: float, quick: bool) -> dic
     assert isinstance(y, torch.Tensor)
     wanted = [v for v in (*leaves, weight) if v is not None and v.requires_grad]
     gradient = torch.randn_like(y)
+    scanned = ScanTensors(*inputs[:7], options["dt_weight"], inputs[7], None)
+    flags = {"softplus": True, "zoh": False, "merge": True, "complete": True}
+    kept = native.forward(scanned, **flags, out_dtype=dtype, save=True)[2]
+    raster = [*inputs[:7], inputs[7][:1].expand(shape.K, -1)]  # the first path of both tables is raster order
     result: dict[str, Any] = {
         "shape": asdict(shape),
+        "kept_for_backward": kept.nbytes / inputs[0].nbytes,
         "dtype": str(dtype)[6:],
         "threads": torch.get_num_threads(),
         "error": error,
     }
     timed = {
         "forward": lambda: forward("native"),
+        "forward_raster": lambda: forward("native", raster),
         "backward": lambda: torch.autograd.grad(y, wanted, gradient, retain_graph=True),
-        "torch_forward": lambda: forward("torch"),
     }
-    if not quick:
+    if shape.H * shape.W <= LONGEST_COMPARED:
+        timed["torch_forward"] = lambda: forward("torch")
+    if not quick and "torch_forward" in timed:
         timed["reference_forward"] = lambda: forward("reference")
     for name, run in timed.items():
         seconds, spread = measure(run, budget)
@@ -140,18 +154,62 @@ def describe() -> dict[str, Any]:
     }
 
 
-def row(result: dict[str, Any]) -> str:
+def call_overhead() -> float:
+    """Seconds of a call on a map so small that nothing else counts."""
+    inputs, options = make_inputs(Shape("smallest", 1, 2, 2, 16, 1, 0, 4), torch.float32)
+    with torch.no_grad():
+        return measure(lambda: path_scan(*inputs, **options, backend="native"), 0.2)[0]
+
+
+COLUMNS = (
+    "shape", "batch, H, W, E, N, R, K", "dtype", "threads", "ns/state", "spread", "faster than 1 thread", "order / raster",
+    "backward / forward", "kept / x", "faster than `torch`", "faster than `reference`",
+)  # fmt: skip
+
+
+def row(result: dict[str, Any], one_thread: dict[tuple[str, str], float]) -> list[str]:
     """One line of the table."""
-    shape, forward, backward = result["shape"], result["forward"], result["backward"]
-    size = f"{shape['batch']} x {shape['H']}x{shape['W']}x{shape['E']} N={shape['N']} R={shape['R']} K={shape['K']}"
-    ratios = [result["torch_forward"]["seconds"] / forward["seconds"]]
-    if "reference_forward" in result:
-        ratios.append(result["reference_forward"]["seconds"] / forward["seconds"])
-    return (
-        f"{shape['name']:27} {size:33} {result['dtype']:9} {result['threads']:2} "
-        f"{forward['ns_per_state']:8.3f} ±{forward['spread'] * 100:3.0f} % {backward['seconds'] / forward['seconds']:9.1f} x "
-        + " ".join(f"{ratio:9.1f} x" for ratio in ratios)
+    shape, seconds = result["shape"], result["forward"]["seconds"]
+
+    def ratio(name: str, sign: str = "x", digits: int = 1) -> str:
+        return f"{result[name]['seconds'] / seconds:.{digits}f}{sign}" if name in result else ""
+
+    single = one_thread.get((shape["name"], result["dtype"]))
+    return [
+        shape["name"],
+        ", ".join(str(shape[key]) for key in ("batch", "H", "W", "E", "N", "R", "K")),
+        result["dtype"],
+        str(result["threads"]),
+        f"{result['forward']['ns_per_state']:.3f}",
+        f"{result['forward']['spread'] * 100:.0f} %",
+        "" if single is None or result["threads"] == 1 else f"{single / seconds:.2f}x",
+        f"{seconds / result['forward_raster']['seconds']:.2f}",
+        ratio("backward", sign=""),
+        f"{result['kept_for_backward'] * 100:.1f} %",
+        ratio("torch_forward"),
+        ratio("reference_forward"),
+    ]
+
+
+def table(record: dict[str, Any]) -> str:
+    """All results as Markdown."""
+    results = record["results"]
+    single = {(r["shape"]["name"], r["dtype"]): r["forward"]["seconds"] for r in results if r["threads"] == 1}
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *(row(result, single) for result in results)]
+    about = (
+        f"{record['processor']}, {record['instruction_set']}, torch {record['torch']}, {record['date']}. "
+        f"A call costs {record['call_overhead'] * 1e6:.0f} us before anything is computed."
     )
+    return about + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(file)
+    print(f"written to {file}")
 
 
 def main() -> None:
@@ -165,25 +223,16 @@ def main() -> None:
     arguments = parser.parse_args()
     shapes = [s for s in SHAPES if not arguments.shapes or any(word in s.name for word in arguments.shapes)]
 
-    record = {**describe(), "results": []}
-    print(
-        f"{record['processor']}, {record['instruction_set']}, torch {record['torch']}, load {record['load_at_start']}"
-    )
-    print(
-        f"{'shape':27} {'':33} {'dtype':9} {'threads':2} {'ns/state':>8} {'':7} {'backward':>8} {'torch':>12} {'reference':>12}"
-    )
+    record = {**describe(), "call_overhead": call_overhead(), "results": []}
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         for name in arguments.dtypes:
             for shape in shapes:
-                result = compare(shape, getattr(torch, name), arguments.seconds, arguments.quick)
-                record["results"].append(result)
-                print(row(result), flush=True)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    temporary = arguments.json.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    temporary.replace(arguments.json)
-    print(f"written to {arguments.json}")
+                print(f"{threads} threads, {name}: {shape.name}", flush=True)
+                record["results"].append(compare(shape, getattr(torch, name), arguments.seconds, arguments.quick))
+    print(table(record))
+    write(arguments.json, json.dumps(record, indent=1) + "\n")
+    write(arguments.json.with_suffix(".md"), table(record))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from triton.runtime.jit import JITFunction
 
 from visionssm.ops import triton_launch, triton_plan
 from visionssm.ops.tensors import ScanTensors
+from visionssm.ops.triton_plan import choose_merge
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -32,6 +33,7 @@ BF16, F32 = torch.bfloat16, torch.float32
 VIM = {"batch": 128, "L": 197, "E": 384, "N": 16, "K": 2, "input_per_path": True, "merge": False}
 CALLS: dict[str, dict[str, Any]] = {
     "vmamba": {"batch": 128, "L": 784, "E": 192, "N": 1, "K": 4, "R": 12},
+    "vmamba_training": {"batch": 256, "L": 787, "E": 192, "N": 1, "K": 4, "R": 12, "save": True, "pair": True},
     "vmamba_first_stage": {"batch": 128, "L": 3136, "E": 96, "N": 1, "K": 4, "R": 6},
     "vmamba_third_stage": {"batch": 128, "L": 196, "E": 384, "N": 1, "K": 4, "R": 24},
     "vmamba_last_stage": {"batch": 128, "L": 49, "E": 768, "N": 1, "K": 4, "R": 48},
@@ -50,7 +52,8 @@ CALLS: dict[str, dict[str, Any]] = {
 
 def record(
     *, batch: int, L: int, E: int, N: int, K: int, R: int = 0, T: int = 0, dtype: torch.dtype = BF16, input_per_path: bool = False,
-    merge: bool = True, complete: bool = True, zoh: bool = False, backward: bool,
+    merge: bool = True, complete: bool = True, mirrored: bool = True, pair: bool = False, zoh: bool = False, save: bool = False,
+    backward: bool = False,
 ) -> list[Any]:  # fmt: skip
     """The launches of one forward, or of one backward."""
     launches: list[Any] = []
@@ -62,13 +65,16 @@ def record(
         return torch.empty(shape, dtype=dtype, device="meta")
 
     JITFunction.run = keep
+    triton_plan.choose_merge = (lambda *a: triton_plan.Merge(pair=a[2], serial=a[2])) if pair else choose_merge
     inputs = ScanTensors(
         new(batch, L, K, E) if input_per_path else new(batch, L, E), new(batch, L, K, R or E), new(K, E, N, dtype=F32),
         new(batch, L, K, N), new(batch, L, K, N), new(K, E, dtype=F32), new(K, E, dtype=F32), new(K, E, R) if R else None,
         new(K, T or L, dtype=torch.int32), None,
     )  # fmt: skip
     options = {"softplus": True, "zoh": zoh, "merge": merge, "complete": complete}
-    y, last, checkpoints = triton_launch.forward(inputs, **options, out_dtype=dtype, save=backward)
+    y, last, checkpoints = triton_launch.forward(
+        inputs, **options, mirrored=mirrored and K % 2 == 0, out_dtype=dtype, save=backward or save
+    )
     if backward:
         launches.clear()
         triton_launch.backward(y, last, inputs, checkpoints, **options)

@@ -35,10 +35,14 @@ class Case:
         generator = torch.Generator().manual_seed(1)
         for_y = torch.randn(y.shape, generator=generator, dtype=torch.float64)
         for_last = torch.randn(last.shape, generator=generator, dtype=torch.float64)
-        (y * for_y.to(y.dtype)).sum().backward(retain_graph=True)
-        (last * for_last.to(last.dtype)).sum().backward()
+        (y * for_y.to(y)).sum().backward(retain_graph=True)
+        (last * for_last.to(last)).sum().backward()
         found = {f"d{name}": value.grad for name, value in leaves.items() if value is not None}
         return {"y": y.detach(), "last_state": last.detach(), **found}
+
+    def to(self, device: torch.device | str) -> "Case":
+        tensors = {name: None if value is None else value.to(device) for name, value in self.tensors.items()}
+        return replace(self, tensors=tensors, path=self.path.to(device))
 
     def with_options(self, **options: Any) -> "Case":
         return replace(self, options={**self.options, **options})

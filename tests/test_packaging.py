@@ -41,7 +41,8 @@ def test_wheel_serves_every_python_and_torch(tmp_path):
     assert not any(name in needed for name in (b"libpython", b"libtorch", b"libc10", b"PyInit_"))
     assert not [name for name in names if "csrc" in name or "__pycache__" in name]
     assert {Path(name).name for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
-    sources = {path.relative_to(PACKAGE.parent).as_posix() for path in PACKAGE.rglob("*.py")}
+    patterns = ("*.py", "weights/*.safetensors")
+    sources = {path.relative_to(PACKAGE.parent).as_posix() for pattern in patterns for path in PACKAGE.rglob(pattern)}
     assert sources <= set(names)
 
 

@@ -42,7 +42,8 @@ Made by `tools/models_table.py`; do not edit.
   --img-size H W` counts for any size. Only the last column compares families with each other.
 - **Top-1** is the published ImageNet-1K accuracy in percent, at that size.
 - **Weights** stay where their authors put them, under their terms; [NOTICE](../NOTICE) says what is known of these. We host
-  none. `pretrained=True` fetches them, `checkpoint=FILE` loads them from a file.
+  none. `pretrained=True` fetches them, `checkpoint=FILE` loads them from a file. The small models tagged `.digits` are our own,
+  trained on scikit-learn's handwritten digits, and part of the package: with them everything works without network.
 """
 
 
@@ -72,8 +73,9 @@ def count(model: nn.Module, size: tuple[int, int, int]) -> Counts:
     """Counts one image of (channels, H, W) on the meta device, where nothing is computed."""
     counts = Counts()
 
-    def convolution(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
-        found = math.prod(out_shape) * math.prod(weight[1:])
+    def convolution(x: Any, weight: Any, *rest: Any, out_shape: Any, **__: Any) -> int:
+        transposed = rest[4]
+        found = math.prod(x if transposed else out_shape) * math.prod(weight[1:])
         counts.convolution += found
         counts.depthwise += found if weight[1] == 1 else 0
         return 0
@@ -187,7 +189,9 @@ def row(name: str, release: Release) -> str:
         "-" if rule is None else _giga(rule.gmacs(count(model, release.input_size)) / 1e9),
         _giga(count_gmacs(model, (H, W))),
         _optional(release.top1, ".1f"),
-        f"[file]({release.source})" if release.has_weights else release.note or "none released",
+        f"[file]({'../src/' if release.file else ''}{release.source})"
+        if release.has_weights
+        else release.note or "none released",
         release.weights_license if release.has_weights else "-",
     )
     return f"| {' | '.join(cells)} |"

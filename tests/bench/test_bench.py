@@ -16,7 +16,7 @@ def test_models_take_turns_and_are_counted():
     assert [r.model for r in results] == ["vmamba_nano", "test_convnext"]
     assert len(results[0].seconds) == len(results[1].seconds) >= 3
     assert all(r.images_per_second > 0 and r.gmacs > 0 for r in results)
-    assert results[0].percentile(0.2) <= results[0].median <= results[0].percentile(0.8)
+    assert results[0].percentile(0.1) <= results[0].median <= results[0].percentile(0.9)
 
 
 @pytest.mark.parametrize("change", [{"train": True}, {"dtype": "bfloat16"}, {"equal": True}], ids=str)

@@ -45,7 +45,8 @@ def test_list_shows_every_release_with_what_is_published(capsys):
         "top-1": "82.6",
         "licence of the weights": "unstated",
     }
-    assert rows["vmamba_nano"]["licence of the weights"] == "no weights"
+    assert rows["vmamba_tiny_m2"]["licence of the weights"] == "no weights"
+    assert rows["vmamba_nano.digits"]["licence of the weights"] == "Apache-2.0"
 
 
 def test_list_takes_patterns(capsys):
@@ -56,22 +57,23 @@ def test_list_takes_patterns(capsys):
 def test_list_of_weights_leaves_out_models_without(capsys):
     rows = listed(capsys, "--pretrained")
     assert set(rows) == {name for name, release in all_releases().items() if release.has_weights}
-    assert "vmamba_nano" not in rows
+    assert "vmamba_tiny_m2" not in rows
+    assert "vmamba_nano.digits" in rows
 
 
 def test_list_of_weights_for_commercial_use_needs_their_authors_word(capsys):
     allowed = {name for name, release in all_releases().items() if release.has_weights and release.commercial}
     assert set(listed(capsys, "--pretrained", "--commercial-ok")) == allowed
-    assert not [name for name in allowed if name.startswith("mambavision")]
-    code, out, err = run(capsys, "list", "mambavision*", "--pretrained", "--commercial-ok")
+    assert not [name for name in allowed if name.startswith("mambavision") and not name.endswith(".digits")]
+    code, out, err = run(capsys, "list", "mambavision_t*", "--pretrained", "--commercial-ok")
     assert (code, out) == (0, "")
-    assert "commercial use" in err and "mambavision*" in err
+    assert "commercial use" in err and "mambavision_t*" in err
 
 
 def test_list_finds_weights_that_are_free_for_commercial_use(capsys, monkeypatch):
     free = replace(all_releases()["vmamba_tiny.in1k"], commercial=True, weights_license="mit")
     monkeypatch.setitem(_release._releases, "vmamba_tiny.in1k", free)
-    rows = listed(capsys, "vmamba*", "--pretrained", "--commercial-ok")
+    rows = listed(capsys, "vmamba_t*", "--pretrained", "--commercial-ok")
     assert {name: row["licence of the weights"] for name, row in rows.items()} == {"vmamba_tiny.in1k": "mit"}
 
 
@@ -230,8 +232,8 @@ def test_verify_prints_a_fingerprint_of_what_the_model_computes(tmp_path, capsys
 def test_verify_compares_with_the_fingerprint_on_record(tmp_path, capsys, monkeypatch):
     model = small()
     save_checkpoint(model.state_dict(), tmp_path / "own.pth")
-    known = replace(all_releases()["vmamba_nano"], fingerprint=tuple(value for _, value in fingerprint(model)))
-    monkeypatch.setitem(_release._releases, "vmamba_nano", known)
+    known = replace(all_releases()["vmamba_nano.digits"], fingerprint=tuple(value for _, value in fingerprint(model)))
+    monkeypatch.setitem(_release._releases, "vmamba_nano.digits", known)
     code, out, _ = run(capsys, "verify", "vmamba_nano", tmp_path / "own.pth")
     assert code == 0 and "equal to the one on record" in out
     state = model.state_dict()
@@ -244,7 +246,7 @@ def test_verify_compares_with_the_fingerprint_on_record(tmp_path, capsys, monkey
 FETCH = """
 import json, visionssm
 said = {}
-for name in ("vmamba_tiny", "mambavision_tiny", "mambavision_tiny", "vmamba_nano"):
+for name in ("vmamba_tiny", "mambavision_tiny", "mambavision_tiny", "vmamba_tiny_m2"):
     try:
         visionssm.create_model(name, pretrained=True)
     except (FileNotFoundError, ValueError) as error:
@@ -279,7 +281,7 @@ def test_without_network_the_error_says_what_to_download_and_how_to_pass_it(name
 
 
 def test_a_model_without_weights_says_so(without_network):
-    kind, message = without_network[0]["vmamba_nano"]
+    kind, message = without_network[0]["vmamba_tiny_m2"]
     assert kind == "ValueError"
     assert "no weights were ever published" in message and "checkpoint=FILE" in message
 

@@ -43,7 +43,7 @@ def test_print_config_shows_every_setting_and_trains_nothing(
     ("arguments", "message"),
     [
         (["--epoks", "3"], "there is no option --epoks; did you mean --epochs?"),
-        (["epoks=3"], "there is no setting 'epoks'; did you mean 'epochs'?"),
+        (["epoks=3"], "there is no setting 'epoks'; did you mean epochs?"),
         (["3"], "'3': settings are given as name=value"),
         (["epochs=three"], "epochs=three: expected int | None"),
         (["--model", "vmamba_nanoo"], "did you mean vmamba_nano"),

@@ -7,6 +7,14 @@ import pytest
 from visionssm.data import load_digits
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where the lists of tar files are kept during a test."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture
 def class_folders(tmp_path: Path) -> Path:
     """`photos/{one,two,zero}/`, with eight PNG files each."""

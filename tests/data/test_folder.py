@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from visionssm.data import find_images, load_image_folder, read_image
+from visionssm.data import LabeledImages, find_images, load_image_folder, read_image
 from visionssm.data.folder import scan_class_folders
+from visionssm.data.images import with_classes
 
 
 def test_a_single_folder_is_split_by_class_and_seed(class_folders: Path) -> None:
@@ -12,11 +13,18 @@ def test_a_single_folder_is_split_by_class_and_seed(class_folders: Path) -> None
     assert splits.class_names == ["one", "two", "zero"]
     assert splits.test is None
     assert [splits.val.labels.count(label) for label in range(3)] == [2, 2, 2]
-    train, val = set(splits.train.paths), set(splits.val.paths)
+    train, val = _names(splits.train), _names(splits.val)
     assert len(train) + len(val) == 24
-    assert not train & val
-    assert load_image_folder(class_folders, 0.25, 1).val.paths == splits.val.paths
-    assert load_image_folder(class_folders, 0.25, 2).val.paths != splits.val.paths
+    assert not set(train) & set(val)
+    assert all(
+        Path(name).parent.name == splits.class_names[label] for name, label in zip(val, splits.val.labels, strict=True)
+    )
+    assert _names(load_image_folder(class_folders, 0.25, 1).val) == val
+    assert _names(load_image_folder(class_folders, 0.25, 2).val) != val
+
+
+def _names(images: LabeledImages) -> list[str]:
+    return [images.name(index) for index in range(len(images.labels))]
 
 
 def test_folders_named_train_val_and_test_are_taken_as_they_are(class_folders: Path, tmp_path: Path) -> None:
@@ -30,11 +38,25 @@ def test_folders_named_train_val_and_test_are_taken_as_they_are(class_folders: P
 
 def test_labels_follow_a_trained_models_classes(class_folders: Path) -> None:
     shutil.rmtree(class_folders / "one")
-    images = scan_class_folders(class_folders, ["zero", "one", "two"])
-    assert {path.parent.name: label for path, label in zip(images.paths, images.labels, strict=True)} == {
+    images = with_classes(scan_class_folders(class_folders), ["zero", "one", "two"], "the checkpoint")
+    assert {Path(name).parent.name: label for name, label in zip(_names(images), images.labels, strict=True)} == {
         "two": 2,
         "zero": 0,
     }
+    assert images.load(0).tobytes() == read_image(class_folders / "two" / "0.png").tobytes()
+    with pytest.raises(ValueError, match=r"of which the checkpoint doesn't know zero; it knows 2 classes \(one, two\)"):
+        with_classes(scan_class_folders(class_folders), ["one", "two"], "the checkpoint")
+
+
+def test_an_unlabelled_test_folder_is_left_out_and_an_unlabelled_val_folder_is_an_error(
+    class_folders: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(class_folders, tmp_path / "data" / "train")
+    shutil.copytree(class_folders / "one", tmp_path / "data" / "test")
+    assert load_image_folder(tmp_path / "data").test is None
+    shutil.copytree(class_folders / "one", tmp_path / "data" / "val")
+    with pytest.raises(ValueError, match="val has 8 images but no class folders"):
+        load_image_folder(tmp_path / "data")
 
 
 def test_the_fingerprint_sees_a_changed_file_and_a_renamed_class(class_folders: Path) -> None:
@@ -98,7 +120,7 @@ def test_a_validation_class_that_training_lacks_is_named(class_folders: Path, tm
     shutil.copytree(class_folders, tmp_path / "data" / "train")
     shutil.copytree(class_folders, tmp_path / "data" / "val")
     (tmp_path / "data/val/one").rename(tmp_path / "data/val/three")
-    with pytest.raises(ValueError, match=r"val has 1 class \(three\) that the model or the training set doesn't know"):
+    with pytest.raises(ValueError, match="of which training doesn't know three"):
         load_image_folder(tmp_path / "data")
 
 

@@ -75,9 +75,9 @@ def test_a_data_set_smaller_than_a_batch_is_one_batch() -> None:
 
 def test_images_that_cannot_be_read_are_listed_and_left_out(class_folders: Path) -> None:
     images = load_image_folder(class_folders).train
-    images.paths[2].write_bytes(b"broken")
+    Path(images.name(2)).write_bytes(b"broken")
     batches = list(make_loader(images, TRANSFORM, batch_size=5))
     assert sum(len(batch["labels"]) for batch in batches) == len(images.labels) - 1
     assert [(item.name, item.reason) for batch in batches for item in batch["unreadable"]] == [
-        (str(images.paths[2]), "not an image in a format that Pillow reads")
+        (images.name(2), "not an image in a format that Pillow reads")
     ]

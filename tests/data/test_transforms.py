@@ -24,6 +24,12 @@ def test_colours_become_grey_for_a_model_with_one_channel() -> None:
     assert eval_transform(GREY)(image).shape == (1, 32, 32)
 
 
+def test_greys_of_16_bits_keep_their_shades() -> None:
+    pixels = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    expected = torch.from_numpy(((pixels >> 8).astype(np.float32) / 255 - 0.5) / 0.25)
+    assert torch.allclose(eval_transform(GREY)(Image.fromarray(pixels))[0], expected, atol=1e-6)
+
+
 def test_the_models_own_configuration_is_taken_and_adapted_to_its_channels() -> None:
     model = timm.create_model("test_vit")
     own = Preprocessing.of_model(model)

@@ -15,7 +15,7 @@ def choice(request, monkeypatch):
     if request.param == "onednn" and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch was built without oneDNN")
     monkeypatch.setenv("VISIONSSM_LINEAR", request.param)
-    monkeypatch.setattr(matrix_product, "_onednn", None)
+    monkeypatch.setattr(matrix_product, "_decisions", {})
     return request.param
 
 
@@ -70,17 +70,27 @@ def test_other_precisions_and_autocast_are_torchs_own(choice):
         assert torch.equal(linear(x, weight, b), F.linear(x, weight, b))
 
 
-def test_measured_once_and_remembered(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_measured_once_and_remembered(dtype, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = _remembered()
+    first = _remembered(dtype)
     (file,) = (tmp_path / "visionssm").iterdir()
-    assert json.loads(file.read_text()) == first == _remembered()
+    assert json.loads(file.read_text()) == {"onednn_gain": first}
+    assert _remembered(dtype) == first > 0
     file.write_text("{ cut off")
-    assert _remembered()["onednn_gain"] > 0
+    assert _remembered(dtype) > 0
+
+
+def test_bias_alone_has_its_gradient_through_gelu(choice):
+    x, weight = torch.randn(3, 16), torch.randn(8, 16)
+    bias = torch.randn(8, requires_grad=True)
+    (found,) = torch.autograd.grad(linear(x, weight, bias, gelu=True).sum(), bias)
+    (wanted,) = torch.autograd.grad(F.gelu(F.linear(x, weight, bias)).sum(), bias)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_unknown_choice_is_named(monkeypatch):
     monkeypatch.setenv("VISIONSSM_LINEAR", "fast")
-    monkeypatch.setattr(matrix_product, "_onednn", None)
+    monkeypatch.setattr(matrix_product, "_decisions", {})
     with pytest.raises(ValueError, match=f"got 'fast', choose from {', '.join(CHOICES)}"):
         uses_onednn()

@@ -1,6 +1,7 @@
 """The named traversals: orders as the papers define them, on any grid."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from parity_data import operator_vectors
 
 from visionssm.ops import paths
+from visionssm.ops.checks import path_facts
 
 GRIDS = [(1, 1), (1, 5), (4, 1), (2, 2), (5, 7), (8, 6)]
 FULL = (
@@ -31,6 +33,24 @@ def test_every_path_visits_every_position_once(name, grid):
     assert table.dtype == torch.int32
     for row in table:
         assert sorted(row.tolist()) == list(range(grid[0] * grid[1]))
+
+
+TABLES = {name: getattr(paths, name) for name in (*FULL, "raster_transposed", "atrous", "rows_forward_backward")} | {
+    "windows": partial(paths.windows, size=2),
+    "directions": partial(paths.directions, names=("h", "v_flip", "w2")),
+    "cross_cycle": partial(paths.cross_cycle, count=3),
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("name", TABLES)
+def test_what_a_table_is_known_for_is_true_of_its_entries(name, grid):
+    table, length = TABLES[name](*grid), grid[0] * grid[1]
+    known, seen = (path_facts(table, length, abstract) for abstract in (True, False))
+    assert known.complete <= seen.complete and known.mirrored <= seen.mirrored
+    if length > 2 and min(grid) > 1:
+        assert known == seen
+    assert path_facts(table[:, :1], length, abstract=True) == (False, False)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -1,5 +1,7 @@
 """The operator inside torch's machinery: gradcheck, opcheck, compile, export, autocast, FLOP counting."""
 
+from functools import partial
+
 import pytest
 import torch
 from scan_cases import call, make_case
@@ -43,13 +45,13 @@ def test_opcheck(backend, grad):
         for name in ("x", "dt", "A", "B", "C", "D", "dt_bias", "dt_weight")
     ]
     state = case.tensors["initial_state"].clone().requires_grad_(grad)
-    options = (True, False, True, True, backend, torch.float64, grad)
+    options = (True, False, True, True, False, backend, torch.float64, grad)
     torch.library.opcheck(torch.ops.visionssm.path_scan, (*tensors, case.path, state, *options))
 
 
-def scan_of_image(x, dt, A, B, C, D, bias):
+def scan_of_image(x, dt, A, B, C, D, bias, walk=paths.cross):
     H, W = x.shape[1:3]
-    path = paths.cross(H, W, device=x.device)
+    path = walk(H, W, device=x.device)
     return path_scan(x.flatten(1, 2), dt.flatten(1, 2), A, B.flatten(1, 2), C.flatten(1, 2), D, bias, path)
 
 
@@ -116,6 +118,48 @@ def test_autocast_keeps_the_state_in_float32(backend):
     assert y.dtype == torch.bfloat16
     assert last.dtype == torch.float32
     assert float(last) == pytest.approx(sum(0.9999**t for t in range(T)), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["reference", "torch", "native", "triton"])
+def test_autocast_leaves_the_products_inside_alone(name):
+    """dt is projected, and its gradient, in the precision of the tensors; the models decide what these are."""
+    if explain_backend("cpu")[name] is not None:
+        pytest.skip(f"{name} {explain_backend('cpu')[name]}")
+    case = make_case(batch=1, path=paths.forward_backward(1, 3), grid=(1, 3), N=8, rank=3)
+    exact = case.gradients(name, torch.float32) | {"without": case.run(name, torch.float32)[0]}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = case.gradients(name, torch.float32) | {"without": case.run(name, torch.float32)[0]}
+    for key, value in exact.items():
+        if name == "reference" and key.startswith("d"):  # ordinary torch code, whose backward is the caller's
+            continue
+        assert torch.equal(found[key], value), key
+
+
+def test_compiles_under_autocast():
+    inputs = image_inputs(1, 2, 3)
+    torch.compiler.reset()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), default_backend("torch"):
+        found = torch.compile(scan_of_image, fullgraph=True, backend="eager")(*inputs)
+        torch.testing.assert_close(found, scan_of_image(*inputs))
+
+
+def test_what_is_known_of_a_table_reaches_the_compiled_operator():
+    """Without it every call would fill its output with zeros first."""
+    known = []
+
+    def look(graph, _):
+        scans = [node for node in graph.graph.nodes if node.target is torch.ops.visionssm.path_scan]
+        known.extend(node.args[13:15] for node in scans)  # complete, mirrored
+        return graph.forward
+
+    for walk in (
+        paths.cross,
+        paths.raster_transposed,
+        lambda *size, device: paths.cross(*size, device=device).roll(1, 0),
+    ):
+        torch.compiler.reset()
+        torch.compile(partial(scan_of_image, walk=walk), fullgraph=True, backend=look)(*image_inputs(1, 2, 3))
+    assert known == [(True, True), (True, False), (False, False)]
 
 
 def test_mixed_precisions_are_promoted(backend):

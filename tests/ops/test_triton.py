@@ -6,8 +6,9 @@ The interpreter knows the kernels' arithmetic and addresses, not the layouts, sp
 import pytest
 import torch
 from scan_cases import make_case
+from triton_cases import CASES, LARGER, PAIRS
 
-from visionssm.ops import explain_backend, path_scan, paths, selective_scan, triton_plan
+from visionssm.ops import explain_backend, path_scan, paths, selective_scan, triton_launch, triton_plan
 from visionssm.ops.tensors import ScanTensors
 
 REFUSAL = explain_backend("cpu")["triton"]
@@ -46,30 +47,6 @@ def relative_error(value, expected):
     return float((value.double() - expected).norm() / max(float(expected.norm()), 1e-30))
 
 
-ATROUS = paths.atrous(3, 5)
-PADDED = paths.pad(paths.forward_backward(2, 4), 11).roll(2, 1)
-
-CASES = {
-    "four_paths": lambda: make_case(batch=1, grid=(3, 5), N=1),
-    "one_path": lambda: make_case(path=paths.raster(3, 5), grid=(3, 5), N=1, initial_state=True),
-    "unmerged": lambda: make_case(batch=1, grid=(3, 3), N=1, merge=False),
-    "input_per_path": lambda: make_case(batch=1, path=PADDED, grid=(2, 4), N=1, input_per_path=True),
-    "incomplete": lambda: make_case(batch=1, path=ATROUS, grid=(3, 5), N=1, initial_state=True),
-    "padding": lambda: make_case(batch=1, path=PADDED, grid=(2, 4), N=3),
-    "one_pixel": lambda: make_case(grid=(1, 1), N=2),
-    "more_than_a_tile": lambda: make_case(batch=1, path=paths.transposed(5, 7), grid=(5, 7), N=1),
-    "two_blocks": lambda: make_case(batch=1, path=paths.raster(2, 4), grid=(2, 4), E=70, N=1),
-    "three_blocks": lambda: make_case(batch=1, path=paths.raster(2, 4), grid=(2, 4), E=96, N=2),
-    "low_rank": lambda: make_case(batch=1, path=PADDED, grid=(2, 4), N=1, rank=20),
-    "high_rank": lambda: make_case(batch=1, path=paths.raster(2, 4), grid=(2, 4), N=1, rank=40),
-    "eight_states": lambda: make_case(batch=1, path=paths.forward_backward(1, 9), grid=(1, 9), N=8, rank=3),
-    "nine_states": lambda: make_case(batch=1, path=PADDED, grid=(2, 4), N=9, initial_state=True),
-    "no_skip_no_bias": lambda: make_case(batch=1, path=paths.raster(2, 4), grid=(2, 4), N=2, skip=False, bias=False),
-    "zoh": lambda: make_case(batch=1, path=paths.raster(2, 5), grid=(2, 5), N=2, discretization="zoh"),
-    "zoh_eight_states": lambda: make_case(batch=1, path=paths.raster(1, 6), grid=(1, 6), N=8, discretization="zoh"),
-}
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_float32_is_near_float64(name):
     check(CASES[name]())
@@ -85,6 +62,37 @@ def test_softplus_off():
 @pytest.mark.parametrize("name", ["four_paths", "incomplete", "eight_states", "unmerged"])
 def test_paths_summed_in_one_program(name):
     check(CASES[name]())
+
+
+@pytest.mark.parametrize("serial", [False, True], ids=["parts", "serial"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_path_and_its_reversal_on_one_tile(name, serial, monkeypatch):
+    monkeypatch.setattr(
+        triton_plan, "choose_merge", lambda warps, enough, mirrored: triton_plan.Merge(mirrored, serial)
+    )
+    launched = launches(monkeypatch)
+    check(PAIRS[name]())
+    assert {"pair_forward", "tile_forward"} < launched
+
+
+def launches(monkeypatch):
+    """The names of the kernels that are launched from here on."""
+    names, launch = set(), triton_launch._launch
+
+    def remember(call, name, *args, **arguments):
+        names.add(name)
+        launch(call, name, *args, **arguments)
+
+    monkeypatch.setattr(triton_launch, "_launch", remember)
+    return names
+
+
+def test_how_paths_are_added_up():
+    choose = triton_plan.choose_merge
+    assert choose(warps=1056, enough=1056, mirrored=True) == (False, True)
+    assert choose(warps=768, enough=1056, mirrored=True) == (True, True)
+    assert choose(warps=768, enough=1056, mirrored=False) == (False, False)
+    assert choose(warps=384, enough=1056, mirrored=True) == (False, False)
 
 
 @pytest.mark.usefixtures("short_chunks")
@@ -143,20 +151,6 @@ def test_slices_of_one_projection_are_read_in_place():
     copies = (value.contiguous() for value in (dt, B, C))
     dt, B, C = copies
     assert torch.equal(y, path_scan(x, dt, A, B, C, None, None, path, dt_weight=weight, backend="triton"))
-
-
-LARGER = {
-    "vmamba": lambda: make_case(grid=(5, 7), E=33, N=1, rank=6, initial_state=True),
-    "vanilla_vmamba": lambda: make_case(grid=(3, 5), N=16, rank=2),
-    "vim": lambda: make_case(
-        path=paths.forward_backward(1, 33), grid=(1, 33), N=16, E=40, input_per_path=True, merge=False
-    ),
-    "eight_paths": lambda: make_case(path=torch.cat([paths.cross(5, 7), paths.rotations(5, 7)]), N=1),
-    "localmamba": lambda: make_case(path=paths.windows(5, 7, 2), N=4, merge=False),
-    "efficient_vmamba": lambda: make_case(path=paths.atrous(5, 7), N=4, rank=2),
-    "many_states": lambda: make_case(batch=1, path=paths.raster(1, 5), grid=(1, 5), N=64, E=3),
-    "long": lambda: make_case(batch=1, path=paths.raster(13, 25), grid=(13, 25), N=8, E=5, rank=3, initial_state=True),
-}
 
 
 @pytest.mark.slow

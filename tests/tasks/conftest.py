@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from visionssm.data import load_digits
-from visionssm.tasks.config import TrainConfig
+from visionssm.tasks.classification_config import ClassificationConfig
 
 # A convolutional network of timm with 200 thousand parameters: the engine is tested here, not the models.
 SMALL: dict[str, Any] = {"model": "test_convnext", "img_size": (32, 32), "epochs": 2, "device": "cpu"}
@@ -41,5 +41,5 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> P
     from visionssm.tasks.train import train
 
     folder = tmp_path_factory.mktemp("trained") / "run"
-    train(TrainConfig(**SMALL, ema_decay=0.98, out=str(folder)))
+    train(ClassificationConfig(**SMALL, ema_decay=0.98, out=str(folder)))
     return folder

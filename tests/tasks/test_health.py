@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ from visionssm.data import Splits, load_digits
 from visionssm.data.transforms import Preprocessing
 from visionssm.tasks.checkpoint import ModelCard, read_checkpoint
 from visionssm.tasks.classification import ClassificationTask
+from visionssm.tasks.classification_config import ClassificationConfig
 from visionssm.tasks.classification_data import ClassificationData
-from visionssm.tasks.config import TrainConfig, with_defaults
+from visionssm.tasks.engine import fit
 from visionssm.tasks.health import first_nonfinite_module
 from visionssm.tasks.run import open_run
-from visionssm.tasks.train import fit
 
 
 class Hungry(nn.Linear):
@@ -43,17 +44,19 @@ class Fragile(nn.Module):
         return self.head(self.overflow(hidden))
 
 
-def _fit(folder: Path, bad_steps: set[int] | None = None, **settings: Any) -> ClassificationTask:
-    config = with_defaults(TrainConfig(epochs=2, batch_size=64, device="cpu", out=str(folder), **settings))
+def _fit(
+    folder: Path, model: nn.Module | None = None, bad_steps: Iterable[int] = (), **settings: Any
+) -> ClassificationTask:
+    config = ClassificationConfig(epochs=2, batch_size=64, device="cpu", out=str(folder), **settings).with_defaults()
     preprocessing = Preprocessing((1, 8, 8), "bicubic", (0.5,), (0.5,), 1.0, "center")
     digits = load_digits()
     splits = Splits("few", digits.train.subset(list(range(320))), digits.val, digits.test)  # five steps in an epoch
     card = ModelCard("fragile", {}, splits.class_names, preprocessing.to_dict(), config.to_dict(), "", "")
     data = ClassificationData(splits, preprocessing, config)
     torch.manual_seed(0)
-    model = Hungry(64, 10) if bad_steps is None else Fragile(bad_steps)
+    model = Fragile(set(bad_steps)) if model is None else model
     task = ClassificationTask(model, config, card, data.batches_per_epoch())
-    fit(task, data, config, open_run(config, ""), "cpu")
+    fit(task, data, open_run(config, ""), "cpu")
     return task
 
 
@@ -66,6 +69,29 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_located(tmp_path: Path
     assert (
         "step 3: the gradients aren't finite, first seen in the output of overflow (Identity); step skipped" in output
     )
+
+
+class FragileNormalization(Fragile):
+    """The same behind a BatchNorm, whose running statistics an overflow reaches before anyone sees it."""
+
+    def __init__(self, bad_steps: set[int]):
+        super().__init__(bad_steps)
+        self.overflow = nn.BatchNorm1d(32)
+
+
+def test_a_skipped_step_leaves_no_trace_in_running_statistics(tmp_path: Path) -> None:
+    task = _fit(tmp_path, FragileNormalization({3, 4}))
+    assert [row["skipped_steps"] for row in task.history] == [2, 0]
+    assert all(torch.isfinite(value).all() for value in task.state_dict().values())
+    assert all(row["val_loss"] < 3 for row in task.history)
+
+
+def test_float16_lowers_its_loss_scale_when_gradients_overflow(tmp_path: Path) -> None:
+    task = _fit(tmp_path, bad_steps={3, 4, 7}, precision="float16")
+    # torch begins with 65536 and halves it at every overflow.
+    assert [row["skipped_steps"] for row in task.history] == [2, 1]
+    assert [row["loss_scale"] for row in task.history] == [65536 / 4, 65536 / 8]
+    assert all(row["val_loss"] < 3 for row in task.history)
 
 
 def test_weights_stay_as_they_were_when_every_step_is_skipped(tmp_path: Path) -> None:
@@ -86,8 +112,12 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_and_keep_the_last_good_checkpo
 
 
 def test_out_of_memory_says_which_sizes_to_lower(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="out of memory on cpu with batch_size=64: half of it with accumulate=2"):
-        _fit(tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=r"out of memory on cpu with batch_size=64 images of 8 x 8, when 1048576.00 GiB more were asked for. "
+        r"Try batch_size=32 accumulate=2 .*; grad_checkpointing=true .*; a smaller input, such as 6 x 6",
+    ):
+        _fit(tmp_path, Hungry(64, 10))
 
 
 @pytest.mark.parametrize("place", ["input", "weight", "output", "gradient"])

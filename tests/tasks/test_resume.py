@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from visionssm.cli.main import main
+from visionssm.tasks.callbacks import AtomicCheckpointIO
 from visionssm.tasks.checkpoint import read_checkpoint
 
 # Everything that draws random numbers or carries state is on.
@@ -138,6 +139,35 @@ def test_other_settings_in_the_same_folder_are_refused_unless_forced(
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
     assert main([*command, "epochs=2", "lr=5e-4", "--force"]) == 0
     assert len(read_checkpoint(tmp_path / "run" / "last.ckpt")["history"]["epochs"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["mid-epoch", "at the end of an epoch"])
+@pytest.mark.parametrize("batch_size", [16, 64])
+def test_a_run_that_is_forced_on_with_another_batch_shows_every_image_as_often(
+    quick_command: list[str], tmp_path: Path, where: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four batches of 32 in an epoch; interrupted after two batches of the second epoch, or at the end of the first."""
+    run = tmp_path / "run"
+    command = [*quick_command, "epochs=3", "batch_size=32", "checkpoint_steps=2", f"out={run}"]
+
+    def stop_after_some(*args: Any, **kwargs: Any) -> None:
+        save(*args, **kwargs)
+        if Path(args[2]).name == "last.ckpt" and read_checkpoint(run / "last.ckpt")["global_step"] == stop_at:
+            raise KeyboardInterrupt
+
+    stop_at = 6 if where == "mid-epoch" else 4
+    save = AtomicCheckpointIO.save_checkpoint
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", stop_after_some)
+        assert main(command) == 130
+    assert read_checkpoint(run / "last.ckpt")["global_step"] == stop_at
+    assert main([*command, f"batch_size={batch_size}", "--force"]) == 0
+    content = read_checkpoint(run / "last.ckpt")
+    assert [row["epoch"] for row in content["history"]["epochs"]] == [1, 2, 3]
+    steps = 128 // batch_size
+    assert content["global_step"] == stop_at + 2 * steps
+    assert content["ClassificationData"] == {"epoch": 2, "batches_done": steps}
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_intact(

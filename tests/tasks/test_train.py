@@ -10,7 +10,7 @@ import yaml
 
 from visionssm.data import load_digits
 from visionssm.tasks.checkpoint import load_classifier, read_checkpoint
-from visionssm.tasks.config import TrainConfig
+from visionssm.tasks.classification_config import ClassificationConfig
 from visionssm.tasks.evaluation import evaluate
 from visionssm.tasks.train import train
 
@@ -24,7 +24,7 @@ def test_a_run_learns_and_leaves_everything_behind(trained_run: Path) -> None:
     assert torch.__version__.startswith(versions["torch"])
     assert sorted(path.name for path in trained_run.iterdir()) == [
         "best.ckpt", "config.yaml", "confusion_matrix.png", "environment.json", "last.ckpt", "learning_curve.png",
-        "metrics.csv", "results.json",
+        "metrics.csv", "per_class.csv", "results.json",
     ]  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     small_settings: dict[str, Any], tmp_path: Path
 ) -> None:
     def weights(name: str, seed: int) -> torch.Tensor:
-        train(TrainConfig(**{**small_settings, "epochs": 1}, seed=seed, out=str(tmp_path / name)))
+        train(ClassificationConfig(**{**small_settings, "epochs": 1}, seed=seed, out=str(tmp_path / name)))
         state = read_checkpoint(tmp_path / name / "last.ckpt")["state_dict"]
         return torch.cat([value.flatten() for value in state.values()])
 
@@ -69,7 +69,7 @@ def test_two_small_batches_are_one_large_step(small_settings: dict[str, Any], tm
     states = []
     for batch_size, accumulate in ((64, 1), (32, 2)):
         folder = tmp_path / str(batch_size)
-        train(TrainConfig(**settings, batch_size=batch_size, accumulate=accumulate, out=str(folder)))
+        train(ClassificationConfig(**settings, batch_size=batch_size, accumulate=accumulate, out=str(folder)))
         content = read_checkpoint(folder / "last.ckpt")
         assert content["global_step"] == 2
         states.append(content["state_dict"])
@@ -79,7 +79,9 @@ def test_two_small_batches_are_one_large_step(small_settings: dict[str, Any], tm
 
 def test_the_schedule_warms_up_and_falls_to_its_floor(small_settings: dict[str, Any], tmp_path: Path) -> None:
     result = train(
-        TrainConfig(**{**small_settings, "epochs": 4}, lr=1e-3, min_lr=1e-4, warmup_epochs=2, out=str(tmp_path))
+        ClassificationConfig(
+            **{**small_settings, "epochs": 4}, lr=1e-3, min_lr=1e-4, warmup_epochs=2, out=str(tmp_path)
+        )
     )
     steps, floor, top = 2, 1e-4, 1e-3
     expected = [
@@ -91,7 +93,7 @@ def test_the_schedule_warms_up_and_falls_to_its_floor(small_settings: dict[str, 
 
 
 def test_weight_decay_spares_vectors_and_what_the_model_exempts(small_settings: dict[str, Any], tmp_path: Path) -> None:
-    train(TrainConfig(**{**small_settings, "epochs": 1}, out=str(tmp_path)))
+    train(ClassificationConfig(**{**small_settings, "epochs": 1}, out=str(tmp_path)))
     content = read_checkpoint(tmp_path / "last.ckpt")
     groups = content["optimizer_states"][0]["param_groups"]
     model = load_classifier(tmp_path / "last.ckpt").model
@@ -105,13 +107,13 @@ def test_weight_decay_spares_vectors_and_what_the_model_exempts(small_settings: 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_mixup_cutmix_and_low_precision_train(small_settings: dict[str, Any], tmp_path: Path, precision: str) -> None:
     settings = {**small_settings, "epochs": 15, "lr": 4e-3}
-    result = train(TrainConfig(**settings, mixup=0.2, cutmix=1.0, precision=precision, out=str(tmp_path)))
+    result = train(ClassificationConfig(**settings, mixup=0.2, cutmix=1.0, precision=precision, out=str(tmp_path)))
     assert result.final.top1 > 0.6
     assert result.history[-1]["skipped_steps"] == 0
 
 
 def test_grey_input_is_a_setting(small_settings: dict[str, Any], tmp_path: Path) -> None:
-    result = train(TrainConfig(**{**small_settings, "epochs": 10}, in_chans=1, out=str(tmp_path)))
+    result = train(ClassificationConfig(**{**small_settings, "epochs": 10}, in_chans=1, out=str(tmp_path)))
     assert load_classifier(tmp_path).preprocessing.input_size == (1, 32, 32)
     assert result.final.top1 > 0.6
 
@@ -120,12 +122,12 @@ def test_a_run_starts_from_the_weights_of_another(
     trained_run: Path, small_settings: dict[str, Any], tmp_path: Path
 ) -> None:
     settings = {**small_settings, "epochs": 1, "lr": 1e-6, "min_lr": 1e-7, "checkpoint": str(trained_run)}
-    result = train(TrainConfig(**{**settings, "data": "digits"}, out=str(tmp_path / "same")))
+    result = train(ClassificationConfig(**{**settings, "data": "digits"}, out=str(tmp_path / "same")))
     assert result.final.top1 > 0.8
     started, trained = (load_classifier(folder).model.state_dict() for folder in (tmp_path / "same", trained_run))
     assert all((started[name] - value).abs().max() < 1e-3 for name, value in trained.items())
     # Other classes: a new classifier on the same features.
-    train(TrainConfig(**settings, out=str(tmp_path / "few")))
+    train(ClassificationConfig(**settings, out=str(tmp_path / "few")))
     started = load_classifier(tmp_path / "few").model.state_dict()
     assert {name for name, value in trained.items() if started[name].shape != value.shape} == {
         "head.fc.weight",
@@ -141,4 +143,4 @@ def test_weights_of_another_model_are_refused(
     with pytest.raises(
         ValueError, match="holds weights of test_convnext, not of test_vit; choose --model test_convnext"
     ):
-        train(TrainConfig(**settings, out=str(tmp_path)))
+        train(ClassificationConfig(**settings, out=str(tmp_path)))

@@ -173,7 +173,7 @@ def test_grad_cam_after_average_pooling_is_the_class_activation_map():
     model.norm = torch.nn.Identity()
     images = torch.randn(1, 3, 64, 64)
     expected = torch.einsum("c,bchw->bhw", model.head.weight[4], model.forward_features(images)).relu()
-    assert torch.allclose(grad_cam(model, images, 4), expected / expected.max(), atol=1e-5)
+    assert torch.allclose(grad_cam(model, images, 4, "stages.3"), expected / expected.max(), atol=1e-5)
 
 
 def test_errors_say_what_is_possible():

@@ -3,6 +3,8 @@
 A result is a ratio within one run; times of different runs are not compared.
 """
 
+import contextlib
+import ctypes
 import gc
 import statistics
 import time
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from visionssm._create import create_model
 from visionssm.layers.linear import use_fast_linear
 from visionssm.models import count_gmacs
+from visionssm.models._backbone import Backbone
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -85,8 +88,7 @@ class Measurement:
             **asdict(self.setting),
             "images_per_second": self.images_per_second,
             "median_s": self.median,
-            "p20_s": self.percentile(0.2),
-            "p80_s": self.percentile(0.8),
+            **{f"p{percent}_s": self.percentile(percent / 100) for percent in (10, 90, 99)},
             "calls": len(self.seconds),
             "peak_mib": self.peak_mib,
             "gmacs": self.gmacs,
@@ -112,25 +114,46 @@ def compare(
     Raises:
         ValueError: an unknown model or dtype, or a model whose results are wrong.
     """
+    return take_turns([(name, setting) for name in models], seconds=seconds, progress=progress)
+
+
+def take_turns(
+    entries: Sequence[tuple[str, Setting]],
+    *,
+    seconds: float = 10.0,
+    rounds: int = 3,
+    progress: Callable[[str], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Measurement]:
+    """As :func:`compare`, with a setting for each model.
+
+    Args:
+        entries: pairs of a model's name and its setting.
+        seconds: about how long each model runs.
+        rounds: calls of each model at the least.
+        progress: called with a line of text now and then.
+        clock: `time.process_time` counts what one thread computes on a machine that others use at the same time.
+    """
     say = progress or (lambda line: None)
-    if setting.dtype not in DTYPES:
-        raise ValueError(f"dtype: got {setting.dtype!r}, choose from {', '.join(DTYPES)}")
+    for _, setting in entries:
+        if setting.dtype not in DTYPES:
+            raise ValueError(f"dtype: got {setting.dtype!r}, choose from {', '.join(DTYPES)}")
     calls, peaks = [], []
-    for name in models:
+    for name, setting in entries:
         say(f"{name}: building and checking")
         call = _prepare(name, setting)
-        peaks.append(_peak_mib(call, setting.device))
+        peaks.append(peak_mib(call, setting.device))
         calls.append(call)
-    spent: list[list[float]] = [[] for _ in models]
-    deadline = time.perf_counter() + seconds * len(models)
-    while time.perf_counter() < deadline or len(spent[0]) < 3:
-        for call, times in zip(calls, spent, strict=True):
-            times.append(_timed(call, setting.device))
+    spent: list[list[float]] = [[] for _ in entries]
+    deadline = time.perf_counter() + seconds * len(entries)
+    while time.perf_counter() < deadline or len(spent[0]) < rounds:
+        for (_, setting), call, times in zip(entries, calls, spent, strict=True):
+            times.append(_timed(call, setting.device, clock))
         if len(spent[0]) == 1:
-            say(f"{setting.describe()}: {', '.join(f'{t[0]:.3f} s' for t in spent)} a call, measuring")
+            say(f"{entries[0][1].describe()}: {', '.join(f'{t[0]:.3f} s' for t in spent)} a call, measuring")
     return [
         Measurement(model=name, setting=setting, seconds=tuple(times), peak_mib=peak, gmacs=_gmacs(name, setting.size))
-        for name, times, peak in zip(models, spent, peaks, strict=True)
+        for (name, setting), times, peak in zip(entries, spent, peaks, strict=True)
     ]
 
 
@@ -145,7 +168,8 @@ def _prepare(name: str, setting: Setting) -> Callable[[], Any]:
         x = x.contiguous(memory_format=torch.channels_last)
         model = model.to(memory_format=torch.channels_last)
     model, x = model.to(device), x.to(device)
-    _check(name, model, x[:1])
+    if isinstance(model, Backbone):
+        _check(name, model, x[:1, :, :256, :256])
     if setting.train:
         return _training_call(model.train(), x, dtype, setting)
     model, x = model.to(dtype), x.to(dtype)
@@ -167,7 +191,7 @@ def _build(name: str, size: tuple[int, int]) -> nn.Module:
 
 
 def _check(name: str, model: nn.Module, x: Tensor) -> None:
-    """The correctness gate: the chosen back-end against plain torch, in float32."""
+    """The correctness gate: the chosen back-end against plain torch, in float32, on a corner of the image."""
     from visionssm.ops import default_backend
 
     with torch.inference_mode():
@@ -195,12 +219,12 @@ def _training_call(model: nn.Module, x: Tensor, dtype: torch.dtype, setting: Set
     return step
 
 
-def _timed(call: Callable[[], Any], device: str) -> float:
+def _timed(call: Callable[[], Any], device: str, clock: Callable[[], float]) -> float:
     _synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     call()
     _synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _synchronize(device: str) -> None:
@@ -208,7 +232,7 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak_mib(call: Callable[[], Any], device: str) -> float | None:
+def peak_mib(call: Callable[[], Any], device: str) -> float | None:
     """Highest memory during one call, above what is held before it; None where the system does not tell."""
     gc.collect()
     if device.startswith("cuda"):
@@ -216,6 +240,9 @@ def _peak_mib(call: Callable[[], Any], device: str) -> float | None:
         held = torch.cuda.memory_allocated(device)
         call()
         return (torch.cuda.max_memory_allocated(device) - held) / 2**20
+    with contextlib.suppress(OSError, AttributeError):
+        # Freed memory that the C library still holds would hide what the next call takes.
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # resets the peak of the resident set

@@ -14,7 +14,7 @@ import torch
 from .._files import write_atomically
 from .measure import Measurement
 
-COLUMNS = ("model", "setting", "images/s", "ratio", "median ms", "p20-p80 ms", "peak MiB", "GFLOPs")
+COLUMNS = ("model", "setting", "images/s", "ratio", "median ms", "p90 ms", "p99 ms", "peak MiB", "GFLOPs")
 
 
 def machine() -> dict[str, Any]:
@@ -52,7 +52,8 @@ def table(results: Sequence[Measurement]) -> str:
             f"{result.images_per_second:.2f}",
             f"{first[result.setting].images_per_second / result.images_per_second:.2f}",
             f"{1e3 * result.median:.1f}",
-            f"{1e3 * result.percentile(0.2):.1f}-{1e3 * result.percentile(0.8):.1f}",
+            f"{1e3 * result.percentile(0.9):.1f}",
+            f"{1e3 * result.percentile(0.99):.1f}",
             "" if result.peak_mib is None else f"{result.peak_mib:.0f}",
             "" if result.gmacs is None else f"{result.gmacs:.2f}",
         )
@@ -79,31 +80,44 @@ def write_csv(results: Sequence[Measurement], path: Path) -> None:
 
 
 def plot(results: Sequence[Measurement], path: Path) -> None:
-    """Throughput and peak memory against the side of the image, both axes logarithmic, one line per model."""
+    """Throughput and peak memory against the side of the image, both axes logarithmic.
+
+    One line per model, batch size and dtype; what all of them share is in the title.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name in dict.fromkeys(result.model for result in results):
-        own = sorted((r for r in results if r.model == name), key=lambda r: r.setting.size)
-        sides = [(r.setting.size[0] * r.setting.size[1]) ** 0.5 for r in own]
-        left.plot(sides, [r.images_per_second for r in own], marker="o", label=name)
-        if all(r.peak_mib for r in own):
-            right.plot(sides, [r.peak_mib or 0.0 for r in own], marker="o", label=name)
+    lines: dict[tuple[str, int, str], list[Measurement]] = {}
+    for result in sorted(results, key=_side):
+        lines.setdefault((result.model, result.setting.batch, result.setting.dtype), []).append(result)
+    batches, dtypes = ({key[i] for key in lines} for i in (1, 2))
+    for name, batch, dtype in dict.fromkeys((r.model, r.setting.batch, r.setting.dtype) for r in results):
+        own = lines[name, batch, dtype]
+        parts = (name, f"batch {batch}" if len(batches) > 1 else "", dtype if len(dtypes) > 1 else "")
+        options: dict[str, Any] = {"marker": "o", "label": ", ".join(part for part in parts if part)}
+        left.plot([_side(r) for r in own], [r.images_per_second for r in own], **options)
+        known = [r for r in own if r.peak_mib]
+        right.plot([_side(r) for r in known], [r.peak_mib for r in known], **options)
     for axes, label in ((left, "images per second"), (right, "peak memory of a call (MiB)")):
         axes.set(xscale="log", yscale="log", xlabel="side of the image (pixels)", ylabel=label)
-        ticks = sorted({(r.setting.size[0] * r.setting.size[1]) ** 0.5 for r in results})
+        ticks = sorted({_side(r) for r in results})
         axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+        axes.set_xlim(0.9 * ticks[0], 1.1 * ticks[-1])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     left.legend()
     setting = results[0].setting
-    figure.suptitle(
-        f"batch {setting.batch}, {setting.dtype}, {'training' if setting.train else 'inference'}, {setting.device}"
-    )
+    shared = [f"batch {setting.batch}" if len(batches) == 1 else "", setting.dtype if len(dtypes) == 1 else ""]
+    shared += ["training" if setting.train else "inference", "compiled" if setting.compile else "", setting.device]
+    figure.suptitle(", ".join(part for part in shared if part))
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=140)
     _write(path, content.getvalue())
+
+
+def _side(result: Measurement) -> float:
+    return (result.setting.size[0] * result.setting.size[1]) ** 0.5
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -29,23 +29,24 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compute and draw."""
-    from visionssm.cli.looked_at import check_png, load_model, prepared
+    from visionssm.cli.looked_at import check_png, load_model
     from visionssm.data.images import read_image
+    from visionssm.data.transforms import input_and_photo
     from visionssm.visualize import attention_row, record_scans
     from visionssm.visualize.figures import save_attention
 
     out = check_png(args.out)
     x, y = point(args.at)
     image = read_image(args.image)
-    looked_at = load_model(args)
-    tensor, photo = prepared(looked_at, image)
-    records = record_scans(looked_at.model, tensor)
+    classifier = load_model(args)
+    tensor, photo = input_and_photo(classifier.preprocessing, image)
+    records = record_scans(classifier.model, tensor)
     record = choose_record(records, args.layer)
     pixel = record.pixel(x, y)
     maps = attention_row(record, pixel)
     names = [f"path {k + 1}" for k in range(record.num_paths)]
     H, W = record.grid
-    save_attention(photo, maps, names, pixel, out, f"{looked_at.name}, {record.module} ({H}x{W})")
+    save_attention(photo, maps, names, pixel, out, f"{classifier.name}, {record.module} ({H}x{W})")
     print(f"{record.module}: map of {H}x{W}, query at row {pixel[0]}, column {pixel[1]}\nwritten to {out}")
     return 0
 
@@ -71,8 +72,10 @@ def choose_record(records: list[Any], layer: str | None) -> Any:
     Raises:
         ValueError: no scan there; the message lists those that are.
     """
+    from visionssm.visualize import middle_record
+
     if layer is None:
-        return records[len(records) // 2]
+        return middle_record(records)
     for record in records:
         if record.module == layer or record.module.startswith(f"{layer}."):
             return record

@@ -29,23 +29,24 @@ def run(args: argparse.Namespace) -> int:
     """Compute and draw."""
     import torch
 
-    from visionssm.cli.looked_at import check_png, load_model, prepared
+    from visionssm.cli.looked_at import check_png, load_model
     from visionssm.data.images import read_image
+    from visionssm.data.transforms import input_and_photo
     from visionssm.visualize import grad_cam
     from visionssm.visualize.figures import save_overlay
 
     out = check_png(args.out)
     image = read_image(args.image)
-    looked_at = load_model(args)
-    names = looked_at.class_names
-    x, photo = prepared(looked_at, image)
+    classifier = load_model(args)
+    names = classifier.class_names
+    x, photo = input_and_photo(classifier.preprocessing, image)
     with torch.no_grad():
-        confidences = looked_at.model(x).softmax(1)[0]
+        confidences = classifier.model(x).softmax(1)[0]
     index = int(confidences.argmax()) if args.class_name is None else class_index(args.class_name, names)
-    cam = grad_cam(looked_at.model, x, index, args.layer)[0]
+    cam = grad_cam(classifier.model, x, index, args.layer)[0]
     label = names[index] if names else f"class {index}"
     share = f"{100 * float(confidences[index]):.1f} %"
-    save_overlay(photo, cam, out, f"{label}, {share} ({looked_at.name})", "evidence for the class, largest = 1")
+    save_overlay(photo, cam, out, f"{label}, {share} ({classifier.name})", "evidence for the class, largest = 1")
     print(f"{args.image}: {label} {share}\nwritten to {out}")
     return 0
 

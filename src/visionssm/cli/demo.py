@@ -30,14 +30,15 @@ def run(args: argparse.Namespace) -> int:
     from visionssm.cli.report import print_evaluation
     from visionssm.data.digits import load_digits
     from visionssm.tasks.checkpoint import load_classifier
-    from visionssm.tasks.config import TrainConfig
+    from visionssm.tasks.classification_config import ClassificationConfig
     from visionssm.tasks.prediction import predict, write_contact_sheet, write_csv
     from visionssm.tasks.train import train
 
     out = Path(args.out)
     print("1. train on scikit-learn's handwritten digits")
-    config = TrainConfig(model=args.model, epochs=args.epochs, out=str(out / "run"))
+    config = ClassificationConfig(model=args.model, epochs=args.epochs, out=str(out / "run"))
     result = train(config)
+    assert result is not None
 
     print("\n2. evaluate the best weights on images that training never used")
     print_evaluation(result.final, "digits, test images")

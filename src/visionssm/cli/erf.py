@@ -32,16 +32,17 @@ def run(args: argparse.Namespace) -> int:
     import random
     import sys
 
-    from visionssm.cli.looked_at import check_png, load_model, prepared, sample_photos
+    from visionssm.cli.looked_at import check_png, load_model, sample_photos
     from visionssm.data.folder import find_images
     from visionssm.data.images import read_image
+    from visionssm.data.transforms import input_and_photo
     from visionssm.visualize import area_ratio, effective_receptive_field
     from visionssm.visualize.figures import SHARES, save_receptive_field
 
     out = check_png(args.out)
     if args.count < 1:
         raise ValueError(f"--count: got {args.count}, need at least 1")
-    looked_at = load_model(args)
+    classifier = load_model(args)
     sources: list[Any] = sample_photos() if args.images is None else find_images(args.images)
     random.Random(args.seed).shuffle(sources)
     unreadable = []
@@ -54,15 +55,15 @@ def run(args: argparse.Namespace) -> int:
             except OSError as error:
                 unreadable.append(f"{source} can't be read: {error}")
                 continue
-            yield prepared(looked_at, image)[0]
+            yield input_and_photo(classifier.preprocessing, image)[0]
         print(file=sys.stderr)
 
-    field = effective_receptive_field(looked_at.model, inputs())
+    field = effective_receptive_field(classifier.model, inputs())
     for line in unreadable:
         print(line)
     H, W = field.contribution.shape
     print(
-        f"{looked_at.name} at {H}x{W}, {field.images} images, {field.skipped} skipped for gradients that are not finite"
+        f"{classifier.name} at {H}x{W}, {field.images} images, {field.skipped} skipped for gradients that are not finite"
     )
     for share in SHARES:
         found = area_ratio(field.displayed(0.25), share)
@@ -72,6 +73,6 @@ def run(args: argparse.Namespace) -> int:
             else f"{found[0]}x{found[0]} pixels, {found[1]:.3f} of the area"
         )
         print(f"share {share:<5g} of contribution^0.25: {square}")
-    save_receptive_field(field, out, f"effective receptive field of {looked_at.name}")
+    save_receptive_field(field, out, f"effective receptive field of {classifier.name}")
     print(f"written to {out}")
     return 0

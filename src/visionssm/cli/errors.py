@@ -11,8 +11,17 @@ EXTRAS = {
     "jsonargparse": "train",
     "yaml": "train",
     "tqdm": "train",
+    "tensorboard": "train",
     "sklearn": "train",
+    "faster_coco_eval": "detection",
+    "transformers": "segmentation",
     "matplotlib": "viz",
+    "datasets": "data",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
+    "torchao": "export",
+    "gradio": "serve",
 }
 
 

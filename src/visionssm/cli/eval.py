@@ -1,108 +1,220 @@
-"""`visionssm eval`: accuracy and speed of a trained classifier on labelled images."""
+"""`visionssm eval`: accuracy, calibration and speed of classifiers on labelled images, side by side."""
 
 import argparse
+import csv
+import io
 import json
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from visionssm.cli.task_option import add_task_options, dense_task
 
 if TYPE_CHECKING:
     from visionssm.data.images import LabeledImages
     from visionssm.tasks.checkpoint import Classifier
+    from visionssm.tasks.evaluation import Evaluation
 
 EXAMPLES = """\
 examples:
-  visionssm eval --checkpoint runs/digits-vmamba_nano                   on the test images of the run's own data
-  visionssm eval --checkpoint runs/photos-vim_tiny/last.ckpt --data other/   on another folder with the same classes"""
+  visionssm eval --checkpoint runs/digits-vmamba_nano                      on the images that its own run held back
+  visionssm eval --model vmamba_tiny timm/resnet50 --data imagenet/val --out scores.csv   published weights, of timm too
+  visionssm eval --model vmamba_tiny --checkpoint weights.pth --data imagenet/            a file of bare weights
+  visionssm eval --checkpoint runs/a runs/b --data photos/ --img-size 256                 runs, at another size
+  visionssm eval --checkpoint runs/scenes-detection-vmamba_nano --out scores.json         box and mask AP of a detector
+  visionssm eval --checkpoint runs/ade-segmentation-vmamba_tiny --multi-scale             mIoU of a segmenter"""
+
+FORMATS = (".csv", ".json", ".png")
 
 
 def add_parser(subparsers: Any) -> None:
     """Describe the arguments."""
-    parser = subparsers.add_parser("eval", help="measure a trained classifier", description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("--checkpoint", required=True, metavar="RUN|FILE", help="folder of a run, or a checkpoint file")
+    parser = subparsers.add_parser("eval", help="measure classifiers", description=__doc__, epilog=EXAMPLES)
     parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder with one sub-folder per class, or with train/, val/, test/; default: the run's",
-    )
-    parser.add_argument("--part", choices=("train", "val", "test"), help="default: test if there is one, else val")
+        "--model", nargs="+", action="extend", default=[], metavar="NAME",
+        help="published models, of `visionssm list` or of timm; with --checkpoint FILE, the model that FILE has weights of",
+    )  # fmt: skip
     parser.add_argument(
-        "--trained-weights", action="store_true", help="the weights themselves, not their average (EMA)"
+        "--checkpoint", nargs="+", action="extend", default=[], metavar="RUN|FILE",
+        help="folders of runs, checkpoint files, or files of bare weights (then name the --model)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="DATA", help="labelled images, in any form that training takes; default: the run's"
     )
+    parser.add_argument(
+        "--part", choices=("train", "val", "test"), help="default: test if there is one, else val, else all"
+    )
+    parser.add_argument(
+        "--img-size",
+        type=int,
+        nargs="+",
+        metavar="SIZE",
+        help="input size: one number, or H W; default: the model's own",
+    )
+    parser.add_argument("--trained-weights", action="store_true", help="of runs: not the average of the weights (EMA)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per step [64]")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images [0]")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that load images [one per core, up to 8, for 1000 images or more]",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
     parser.add_argument(
-        "--out",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="write the result as .json, or the confusion matrix as .png; may be given twice",
-    )
+        "--out", action="append", default=[], metavar="FILE",
+        help="write a row for each model as .csv, everything as .json, the confusion matrix as .png; may be given again",
+    )  # fmt: skip
+    add_task_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print, and write the files."""
-    from visionssm.cli.report import print_evaluation
-    from visionssm.tasks.checkpoint import load_classifier, pick_device
+    """Evaluate, print, and write the files; they are complete after each model."""
+    task = dense_task(args)
+    if task is not None:
+        from visionssm.cli.dense import run_eval
+
+        return run_eval(args, task)
+    from visionssm.cli.report import print_evaluation, print_summary
     from visionssm.tasks.evaluation import evaluate
-    from visionssm.tasks.figures import save_confusion_matrix
-    from visionssm.tasks.run import write_text
 
     files = [Path(name) for name in args.out]
+    _check(args, files)
+    rows: list[dict[str, Any]] = []
+    for classifier, images, title in _subjects(args):
+        print(f"{classifier.source}: {classifier.config['model']}, {classifier.weights} weights, input "
+              f"{' x '.join(map(str, classifier.preprocessing.input_size[1:]))}")  # fmt: skip
+        evaluation = evaluate(classifier, images, args.batch_size, args.workers)
+        print_evaluation(evaluation, title)
+        print()
+        rows.append(_row(classifier, evaluation, title))
+        for file in files:
+            _write(file, rows, evaluation)
+    if len(rows) > 1:
+        print_summary(rows)
     for file in files:
-        if file.suffix not in (".json", ".png"):
-            raise ValueError(f"{file}: results are written as .json or .png; choose one of these endings")
-    classifier = load_classifier(args.checkpoint, pick_device(args.device), averaged=not args.trained_weights)
-    images, name = images_to_evaluate(classifier, args.data, args.part)
-    print(f"{classifier.source}: {classifier.config['model']}, {classifier.weights} weights")
-    evaluation = evaluate(classifier, images, args.batch_size, args.workers)
-    print_evaluation(evaluation, name)
-    for file in files:
-        if file.suffix == ".json":
-            write_text(file, json.dumps(evaluation.to_dict(), indent=1))
-        else:
-            save_confusion_matrix(evaluation, file)
         print(f"written to {file}")
     return 0
 
 
-def images_to_evaluate(classifier: "Classifier", data: str | None, part: str | None) -> tuple["LabeledImages", str]:
-    """The images that the arguments ask for, and what to call them.
+def _check(args: argparse.Namespace, files: list[Path]) -> None:
+    """ValueError for arguments that don't go together, before anything is computed."""
+    for file in files:
+        if file.suffix not in FORMATS:
+            raise ValueError(f"{file}: results are written as {', '.join(FORMATS)}; choose one of these endings")
+    if not args.model and not args.checkpoint:
+        raise ValueError("name what to measure: --model NAME for published weights, --checkpoint for a run or a file")
+    if args.img_size is not None and (len(args.img_size) > 2 or min(args.img_size) < 1):
+        raise ValueError(f"--img-size: got {' '.join(map(str, args.img_size))}, need one positive number, or H W")
+    count = len(args.checkpoint) + (0 if _bare_files(args) else len(args.model))
+    if count > 1 and any(file.suffix == ".png" for file in files):
+        raise ValueError(f"a .png shows the confusion matrix of one model, but {count} are named")
 
-    Another folder than the run's is taken as it lies there. Of the run's own data, the images are those that training
-    held back.
 
-    Raises:
-        FileNotFoundError: the folder isn't there.
-        ValueError: the folder has no such part, or classes that the classifier doesn't know.
-    """
-    from visionssm.data.digits import load_digits
-    from visionssm.data.folder import load_image_folder, scan_class_folders
+def _subjects(args: argparse.Namespace) -> Iterator[tuple["Classifier", "LabeledImages", str]]:
+    """Each classifier that the arguments name, with the images that it is measured on and what to call them."""
+    from visionssm.data.source import choose_part, read_parts
+    from visionssm.tasks.checkpoint import pick_device
+    from visionssm.tasks.classifiers import named_classifier, run_classifier
+
+    device = pick_device(args.device)
+    size = None if args.img_size is None else (args.img_size[0], args.img_size[-1])
+    bare = _bare_files(args)
+    if (bare or args.model) and args.data is None:
+        raise ValueError("name the images to measure on with --data, such as --data imagenet/val")
+
+    @cache
+    def given() -> tuple["LabeledImages", str]:
+        parts = read_parts(args.data)
+        images, part = choose_part(parts, args.part, args.data)
+        return images, args.data if set(parts) == {"train"} else f"{args.data}, {part} images"
+
+    for name in [] if bare else args.model:
+        yield _labelled(named_classifier(name, device=device, img_size=size), *given())
+    for file in bare:
+        class_names = _other_classes(args.model[0], given()[0])
+        yield _labelled(named_classifier(args.model[0], file, device, size, class_names), *given())
+    for path in args.checkpoint:
+        if path in bare:
+            continue
+        classifier = run_classifier(path, device, averaged=not args.trained_weights, img_size=size)
+        if args.data is None or args.data == classifier.config["data"]:
+            yield classifier, *_held_back(classifier, args.part)
+        else:
+            yield _labelled(classifier, *given())
+
+
+def _bare_files(args: argparse.Namespace) -> list[str]:
+    """Of the checkpoints, the files with weights of the model that is named beside them."""
+    files = [file for file in args.checkpoint if Path(file).suffix != ".ckpt" and not Path(file).is_dir()]
+    if files and len(args.model) > 1:
+        raise ValueError(f"{files[0]} holds weights of one model, but --model names {len(args.model)}")
+    return files if args.model else []
+
+
+def _held_back(classifier: "Classifier", part: str | None) -> tuple["LabeledImages", str]:
+    """Images of a run's own data: by default those that training didn't use."""
+    from visionssm.data.source import choose_part, load_data
 
     config = classifier.config
-    source = data or config["data"]
-    if source != "digits" and source != config["data"]:
-        folder = _labelled_folder(Path(source).expanduser(), part)
-        return scan_class_folders(folder, classifier.class_names), str(folder)
-    splits = (
-        load_digits() if source == "digits" else load_image_folder(source, config["val_share"], config["split_seed"])
-    )
+    splits = load_data(config["data"], config["val_share"], config["split_seed"])
     if splits.class_names != classifier.class_names:
         raise ValueError(
-            f"{source} has {len(splits.class_names)} classes ({', '.join(splits.class_names[:5])}, ...), but the "
-            f"checkpoint was trained on {len(classifier.class_names)} ({', '.join(classifier.class_names[:5])}, ...)"
+            f"{config['data']} no longer has the classes that {classifier.source} was trained on; name other images with --data"
         )
-    part = part or ("test" if splits.test is not None else "val")
-    images = {"train": splits.train, "val": splits.val, "test": splits.test}[part]
-    if images is None:
-        raise ValueError(f"{source} has no test images; choose --part val")
-    return images, f"{splits.name}, {part} images"
+    images, name = choose_part(splits.parts, part, config["data"])
+    return images, f"{splits.name}, {name} images"
 
 
-def _labelled_folder(root: Path, part: str | None) -> Path:
-    """The folder that holds the class folders: `root/part` if a part is asked for, else test/, val/, or `root` itself."""
-    if part:
-        if not (root / part).is_dir():
-            raise ValueError(f"{root} has no folder {part}/")
-        return root / part
-    return next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
+def _labelled(
+    classifier: "Classifier", images: "LabeledImages", title: str
+) -> tuple["Classifier", "LabeledImages", str]:
+    """The images with labels that follow the classifier's classes."""
+    from visionssm.tasks.classifiers import labels_for
+
+    fitting, by_order = labels_for(classifier, images, title)
+    return classifier, fitting, title + (" (classes matched by their order)" if by_order else "")
+
+
+def _other_classes(name: str, images: "LabeledImages") -> list[str] | None:
+    """The classes of the data, if weights must have been trained on them, for they aren't the published ones."""
+    import timm
+
+    from visionssm.tasks.classifiers import published_class_names
+
+    cfg: Any = timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=True)
+    if cfg is None:
+        return images.class_names
+    published = published_class_names(cfg.to_dict(), cfg.num_classes)
+    fits = len(published) == len(images.class_names) or set(images.class_names) <= set(published)
+    return None if fits else images.class_names
+
+
+def _row(classifier: "Classifier", evaluation: "Evaluation", title: str) -> dict[str, Any]:
+    """What came out for one model, in the order of the columns of the CSV file."""
+    height, width = classifier.preprocessing.input_size[1:]
+    return {
+        "source": str(classifier.source),
+        "model": classifier.config["model"],
+        "weights": classifier.weights,
+        "data": title,
+        "img_size": f"{height}x{width}",
+        "parameters": sum(parameter.numel() for parameter in classifier.model.parameters()),
+        **evaluation.to_dict(),
+    }
+
+
+def _write(file: Path, rows: list[dict[str, Any]], evaluation: "Evaluation") -> None:
+    from visionssm.tasks.figures import save_confusion_matrix
+    from visionssm.tasks.run import write_text
+
+    if file.suffix == ".png":
+        save_confusion_matrix(evaluation, file)
+    elif file.suffix == ".json":
+        write_text(file, json.dumps(rows if len(rows) > 1 else rows[0], indent=1))
+    else:
+        text = io.StringIO()
+        table = csv.DictWriter(text, [name for name in rows[0] if name != "per_class"], extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows)
+        write_text(file, text.getvalue())

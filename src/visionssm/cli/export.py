@@ -45,22 +45,24 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--format: got {args.format!r}, choose from {', '.join(FORMATS)}")
     if args.int8 and args.format != "torch-export":
         raise ValueError("--int8 goes with --format torch-export: ONNX and AOTInductor have quantisers of their own")
-    looked_at = load_model(args)
-    model = looked_at.model
+    classifier = load_model(args)
+    model = classifier.model
     if args.features:
         model = FeatureMaps(model)
     model = fuse(model) if args.fuse else model
     model = quantize_linear(model) if args.int8 else model
     metadata = {
-        "model": looked_at.name,
-        "preprocessing": looked_at.preprocessing.to_dict(),
-        "class_names": None if args.features else looked_at.class_names,
+        "model": classifier.name,
+        "preprocessing": classifier.preprocessing.to_dict(),
+        "class_names": None if args.features else classifier.class_names or None,
         "pixels": "RGB, divided by 255, minus mean, divided by std",
     }
-    H, W = looked_at.preprocessing.input_size[1:]
-    out = args.out or Path(f"{looked_at.name}{FORMATS[args.format]}")
-    print(f"exporting {looked_at.name} at {H}x{W}, which takes up to minutes", file=sys.stderr, flush=True)
-    exported = export(model, out, args.format, img_size=(H, W), dynamic=False if args.static else None, metadata=metadata)
+    H, W = classifier.preprocessing.input_size[1:]
+    out = args.out or Path(f"{classifier.name}{FORMATS[args.format]}")
+    print(f"exporting {classifier.name} at {H}x{W}, which takes up to minutes", file=sys.stderr, flush=True)
+    exported = export(
+        model, out, args.format, img_size=(H, W), dynamic=False if args.static else None, metadata=metadata
+    )
     for (batch, height, width), error in exported.errors.items():
         print(f"{batch} x {height}x{width}: largest difference {error:.1e} of the largest output")
     size = exported.file.stat().st_size / 2**20

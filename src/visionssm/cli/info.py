@@ -71,7 +71,8 @@ def describe(name: str, img_size: tuple[int, int] | None = None) -> dict[str, An
         "input": f"{release.input_size[1]}x{release.input_size[2]}, bicubic, crop {release.crop_pct:g}",
         "top1_published": "none" if release.top1 is None else f"{release.top1:.1f} %",
         "paper": f"arXiv:{release.paper}" if release.paper else "none",
-        "weights": release.source or "none",
+        "weights": f"{release.source} (part of this package)" if release.file else release.source or "none",
+        **({"trained_by": release.recipe, "top1_on_digits": f"{release.digits_top1:.2f} %"} if release.file else {}),
         "weights_licence": release.weights_license if release.has_weights else "no weights",
         "note": release.note or "none",
     }

@@ -9,7 +9,8 @@ EXAMPLES = """\
 examples:
   visionssm list                              every model
   visionssm list "vmamba*" --pretrained       published weights of one family
-  visionssm list --pretrained --commercial-ok only weights whose authors allow commercial use"""
+  visionssm list --pretrained --commercial-ok only weights whose authors allow commercial use
+  visionssm list --recipes "mamba*"           settings of published runs, for visionssm train --recipe NAME"""
 
 COLUMNS = ("name", "params", "GFLOPs", "top-1", "licence of the weights")
 
@@ -26,11 +27,14 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="only weights whose licence allows commercial use as its authors state",
     )
+    parser.add_argument("--recipes", action="store_true", help="the settings of published training runs instead")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one line per model."""
+    """Print one line per model, or per recipe."""
+    if args.recipes:
+        return print_recipes(args.pattern, args.json)
     rows = list_rows(args.pattern, pretrained=args.pretrained or args.commercial_ok, commercial=args.commercial_ok)
     if not rows and not list_rows(args.pattern, pretrained=False, commercial=False):
         from visionssm import list_models
@@ -44,6 +48,25 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows], indent=2))
     elif rows:
         print_table(rows)
+    return 0
+
+
+def print_recipes(pattern: str, as_json: bool) -> int:
+    """Print each recipe that matches with what its comments say."""
+    from visionssm._messages import near_matches
+    from visionssm.recipes import list_recipes, recipe_facts
+
+    names = list_recipes(pattern)
+    if not names:
+        raise ValueError(f"no recipe matches '{pattern}'{near_matches(pattern.strip('*'), list_recipes())}")
+    if as_json:
+        print(json.dumps([{"name": name, **recipe_facts(name)} for name in names], indent=2))
+        return 0
+    width = max(map(len, names))
+    for name in names:
+        facts = recipe_facts(name)
+        print(f"{name:<{width}}  {facts['title']}  Published: {facts['published']}")
+    print("\nNone of these was run here. visionssm train --recipe NAME --data DIR; --print-config shows all settings.")
     return 0
 
 

@@ -4,22 +4,10 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor, nn
-
-    from visionssm.data.transforms import Preprocessing
-
-
-class LookedAt(NamedTuple):
-    """A model in eval mode, how its images are prepared, and the names of its classes if they are known."""
-
-    model: "nn.Module"
-    name: str
-    preprocessing: "Preprocessing"
-    class_names: list[str] | None
+    from visionssm.tasks.checkpoint import Classifier
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +20,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_model(args: argparse.Namespace) -> LookedAt:
-    """The model that the arguments name.
+def load_model(args: argparse.Namespace) -> "Classifier":
+    """The model that the arguments name; one without weights has no names of classes.
 
     Raises:
         ValueError: no model is named, or the size isn't one.
@@ -41,35 +29,26 @@ def load_model(args: argparse.Namespace) -> LookedAt:
     """
     import visionssm
     from visionssm.data.transforms import Preprocessing
-    from visionssm.tasks.checkpoint import load_classifier
+    from visionssm.tasks.checkpoint import Classifier
+    from visionssm.tasks.classifiers import named_classifier, run_classifier
 
+    if args.img_size is not None and (len(args.img_size) > 2 or min(args.img_size) < 1):
+        raise ValueError(f"--img-size: got {' '.join(map(str, args.img_size))}, need one positive number, or H W")
+    size = None if args.img_size is None else (args.img_size[0], args.img_size[-1])
     if args.checkpoint and (Path(args.checkpoint).is_dir() or args.checkpoint.endswith(".ckpt")):
-        trained = load_classifier(args.checkpoint)
-        found = LookedAt(trained.model, trained.config["model"], trained.preprocessing, trained.class_names)
+        found = run_classifier(args.checkpoint, img_size=size)
     elif args.model is None:
         raise ValueError("no model: give --model NAME (and --pretrained), or --checkpoint with the folder of a run")
+    elif args.pretrained or args.checkpoint:
+        found = named_classifier(args.model, args.checkpoint, img_size=size)
     else:
-        model = visionssm.create_model(args.model, pretrained=args.pretrained, checkpoint=args.checkpoint).eval()
-        if not args.pretrained and not args.checkpoint:
-            print(f"note: {args.model} is untrained; --pretrained or --checkpoint load weights", file=sys.stderr)
-        found = LookedAt(model, args.model, Preprocessing.of_model(model), None)
-    if args.img_size is None:
-        return found
-    if len(args.img_size) > 2 or min(args.img_size) < 1:
-        raise ValueError(f"--img-size: got {' '.join(map(str, args.img_size))}, need one positive number, or H W")
-    size = (found.preprocessing.input_size[0], args.img_size[0], args.img_size[-1])
-    return found._replace(preprocessing=replace(found.preprocessing, input_size=size))
-
-
-def prepared(looked_at: LookedAt, image: "Image.Image") -> tuple["Tensor", "Tensor"]:
-    """The model's input (1, channels, H, W), and the same pixels 0 .. 1 (channels, H, W) for drawing."""
-    import torch
-
-    from visionssm.data.transforms import eval_transform
-
-    x = eval_transform(looked_at.preprocessing)(image)
-    mean, std = (torch.tensor(v)[:, None, None] for v in (looked_at.preprocessing.mean, looked_at.preprocessing.std))
-    return x[None], (x * std + mean).clamp(0, 1)
+        print(f"note: {args.model} is untrained; --pretrained or --checkpoint load weights", file=sys.stderr)
+        model = visionssm.create_model(args.model).eval()
+        preprocessing = Preprocessing.of_model(model)
+        if size is not None:
+            preprocessing = replace(preprocessing, input_size=(preprocessing.input_size[0], *size))
+        return Classifier(model, [], preprocessing, {"model": args.model}, Path(args.model), "untrained")
+    return found
 
 
 def add_out_argument(parser: argparse.ArgumentParser, default: str) -> None:

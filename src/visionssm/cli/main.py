@@ -12,7 +12,26 @@ import visionssm
 from visionssm.cli import errors
 
 # One module of visionssm.cli per command, in the order in which `visionssm --help` shows them.
-COMMANDS = ("train", "eval", "predict", "demo", "list", "info", "convert", "verify", "bench", "doctor")
+COMMANDS = (
+    "train",
+    "eval",
+    "predict",
+    "data",
+    "demo",
+    "list",
+    "info",
+    "convert",
+    "verify",
+    "export",
+    "publish",
+    "bench",
+    "erf",
+    "attend",
+    "cam",
+    "paths",
+    "serve",
+    "doctor",
+)
 
 
 class CommandParser(argparse.ArgumentParser):

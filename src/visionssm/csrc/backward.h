@@ -14,13 +14,13 @@
 namespace visionssm::VISIONSSM_TARGET {
 
 constexpr int kLongestChunk = 64;
-constexpr int kBackwardStates = 4;
 constexpr int kSubBlockChannels = 128;
+// How many recurrences run side by side: states of one vector of channels, or vectors of a single state.
+constexpr int kChains = 4;
 
 template <class T>
 struct BackwardScratch {
-  T *delta, *grad_delta, *through, *x, *dt, *grad_y, *B, *C, *zeros, *adjoint, *decays, *states, *grad_B, *grad_C,
-      *columns, *map;
+  T *delta, *grad_delta, *through, *x, *dt, *grad_y, *B, *C, *zeros, *adjoint, *kept, *by_columns, *columns, *map;
 
   BackwardScratch(Arena& arena, const Arguments& a, int64_t group_padded, bool keeps_map) {
     constexpr int W = kLanes<T>;
@@ -36,12 +36,10 @@ struct BackwardScratch {
     C = arena.take<T>(S * a.N);
     zeros = arena.take<T>(columns_read);
     adjoint = arena.take<T>(group_padded * a.N);
-    decays = arena.take<T>(S * kBackwardStates * W);
-    states = arena.take<T>((S + 1) * kBackwardStates * W);
-    grad_B = arena.take<T>(S * kBackwardStates * W);
-    grad_C = arena.take<T>(S * kBackwardStates * W);
+    kept = arena.take<T>(S * 2 * kChains * W);
+    by_columns = arena.take<T>(S * 2 * kChains * W);
     columns = arena.take<T>(S * (2 * a.N + a.R));
-    map = arena.take<T>(keeps_map ? a.L * group_padded : 0);
+    map = keeps_map ? arena.take<T>(a.L * group_padded) : nullptr;
     if (zeros) memset(zeros, 0, columns_read * sizeof(T));
   }
 };
@@ -66,139 +64,158 @@ struct WeightRows {
 template <class T>
 using Chunk = Tile<T, kLongestChunk>;
 
-// One vector of channels and kStates of its states, from state n on, through one chunk: forward to rebuild, then back.
-// `v` is the vector's place in the sub-block. grad_A and adjoint point at state n.
-template <class T, int kStates, bool kZoh>
+// kVectors vectors of channels and kStates of their states, from state n on, through one chunk: forward to rebuild,
+// then back. `v` is the first vector's place in the sub-block. The first states start the sums by delta and by the
+// drive, the last ones turn them into the gradients by dt + bias and by x, and add up those of D and bias.
+template <class T, int kVectors, int kStates, bool kZoh>
 static void retreat(
-    const Chunk<T>& chunk, const BackwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n, const T* A,
-    const T* first, int64_t first_stride, int64_t first_lanes, T* adjoint, T* grad_A) {
+    const Arguments& a, const Chunk<T>& chunk, const BackwardScratch<T>& scratch, const Parameters<T>& parameters,
+    const Parameters<T>& sums, int64_t k, const Block<T>& block, int64_t v, int64_t n, const T* first, T* adjoint) {
   constexpr int W = kLanes<T>;
   using V = Vector<T>;
-  V h[kStates], inverse_A[kStates];
-  for (int i = 0; i < kStates; i++) {
-    h[i] = load_part(first + i * first_stride, first_lanes);
-    store(scratch.states + i * W, h[i]);
-    if constexpr (kZoh) inverse_A[i] = kExponentScale<T> / load(A + i * W);
-  }
-  const T* delta = scratch.delta + v * W;
-  for (int64_t s = 0; s < chunk.steps; s++) {
-    const V step = load(delta + s * padded), x = load(chunk.x[s] + v * W), drive = kZoh ? x : step * x;
+  const int64_t padded = block.padded, steps = chunk.steps, at = v * W;
+  const T* parameter = parameters.of(k, block.first_vector + v);
+  const int64_t rows = parameters.rows() * W;
+  V A[kVectors][kStates], inverse_A[kVectors][kStates], h[kVectors][kStates];
+  for (int j = 0; j < kVectors; j++)
     for (int i = 0; i < kStates; i++) {
-      const V b = broadcast(chunk.B[s][n + i]) * drive;
-      V factor;
-      if constexpr (kZoh) {
-        const Decay<V> e = decay_and_excess(step, load(A + i * W));
-        factor = e.factor;
-        h[i] = fma(factor, h[i], e.minus_one * inverse_A[i] * b);
-      } else {
-        factor = decay(step, load(A + i * W));
-        h[i] = fma(factor, h[i], b);
+      A[j][i] = load(parameter + j * rows + (2 + n + i) * W);
+      if constexpr (kZoh) inverse_A[j][i] = kExponentScale<T> / A[j][i];
+      h[j][i] = load_part(first + i * a.E + (v + j) * W, block.width - (v + j) * W);
+    }
+  const T* deltas = scratch.delta + at;
+  T* kept = scratch.kept;
+  for (int64_t s = 0; s < steps; s++) {
+    const T* B = opaque(chunk.B[s] + n);
+    const T* x_row = chunk.x[s] + at;
+    for (int j = 0; j < kVectors; j++) {
+      const V step = load(deltas + s * padded + j * W), x = load(x_row + j * W), drive = kZoh ? x : step * x;
+      for (int i = 0; i < kStates; i++, kept += 2 * W) {
+        const V b = broadcast(B[i]) * drive;
+        V factor, entering = b;
+        if constexpr (kZoh) {
+          const Decay<V> e = decay_and_excess(step, A[j][i]);
+          factor = e.factor;
+          entering = e.minus_one * inverse_A[j][i] * b;
+        } else {
+          factor = decay(step, A[j][i]);
+        }
+        store(kept, h[j][i]);
+        store(kept + W, factor);
+        h[j][i] = fma(factor, h[j][i], entering);
       }
-      store(scratch.decays + (s * kStates + i) * W, factor);
-      store(scratch.states + ((s + 1) * kStates + i) * W, h[i]);
     }
   }
 
-  V carried[kStates], sum_A[kStates];
-  for (int i = 0; i < kStates; i++) {
-    carried[i] = load(adjoint + i * W);
-    sum_A[i] = V{};
+  const bool begins = n == 0, ends = n + kStates == a.N, softplus = a.softplus;
+  V carried[kVectors][kStates], sum_A[kVectors][kStates] = {}, sum_D[kVectors] = {}, sum_bias[kVectors] = {};
+  V D[kVectors];
+  for (int j = 0; j < kVectors; j++) {
+    D[j] = load(parameter + j * rows);
+    for (int i = 0; i < kStates; i++) carried[j][i] = load(adjoint + (j * a.N + i) * W);
   }
-  for (int64_t s = chunk.steps - 1; s >= 0; s--) {
-    const V step = load(delta + s * padded), x = load(chunk.x[s] + v * W), dy = load(chunk.grad_y[s] + v * W);
-    const V drive = kZoh ? x : step * x;
-    T* by_delta = scratch.grad_delta + s * padded + v * W;
-    T* by_drive = scratch.through + s * padded + v * W;
-    V delta_sum = load(by_delta), drive_sum = load(by_drive);
+  T* by_delta = scratch.grad_delta + at + steps * padded;
+  T* by_drive = scratch.through + at + steps * padded;
+  T* by_columns = scratch.by_columns + steps * 2 * kStates * W;
+  for (int64_t s = steps - 1; s >= 0; s--) {
+    const T* B = opaque(chunk.B[s] + n);
+    const T* C = opaque(chunk.C[s] + n);
+    const T* x_row = chunk.x[s] + at;
+    const T* dy_row = chunk.grad_y[s] + at;
+    by_delta -= padded;
+    by_drive -= padded;
+    by_columns -= 2 * kStates * W;
+    kept -= 2 * W * kStates * kVectors;
+    V by_B[kStates], by_C[kStates];
     for (int i = 0; i < kStates; i++) {
-      const V a = load(A + i * W), b = broadcast(chunk.B[s][n + i]);
-      const V factor = load(scratch.decays + (s * kStates + i) * W);
-      const V g = fma(broadcast(chunk.C[s][n + i]), dy, carried[i]);
-      carried[i] = g * factor;
-      const V held = carried[i] * load(scratch.states + (s * kStates + i) * W);
-      T* grad_B = scratch.grad_B + (s * kStates + i) * W;
-      T* grad_C = scratch.grad_C + (s * kStates + i) * W;
-      store(grad_C, fma(load(scratch.states + ((s + 1) * kStates + i) * W), dy, load(grad_C)));
-      delta_sum = fma(held, a, delta_sum);
-      sum_A[i] = fma(held, step, sum_A[i]);
-      if constexpr (kZoh) {
-        const Decay<V> e = decay_and_excess(step, a);
-        const V coefficient = e.minus_one * inverse_A[i], driven = g * b * x;
-        store(grad_B, fma(g * coefficient, x, load(grad_B)));
-        drive_sum = fma(g * coefficient, b, drive_sum);
-        delta_sum = fma(driven * factor, broadcast(kExponentScale<T>), delta_sum);
-        const V slope = zoh_slope<T>(step * a * (1 / kExponentScale<T>), e);
-        sum_A[i] = fma(driven * step, step * slope, sum_A[i]);
-      } else {
-        store(grad_B, fma(g, drive, load(grad_B)));
-        drive_sum = fma(g, b, drive_sum);
-      }
+      by_B[i] = load(by_columns + 2 * i * W);
+      by_C[i] = load(by_columns + (2 * i + 1) * W);
     }
-    store(by_delta, delta_sum);
-    store(by_drive, drive_sum);
+    for (int j = 0; j < kVectors; j++) {
+      const V step = load(deltas + s * padded + j * W), x = load(x_row + j * W), dy = load(dy_row + j * W);
+      const V drive = kZoh ? x : step * x;
+      V delta_sum = {}, drive_sum = {};
+      if (!begins) {
+        delta_sum = load(by_delta + j * W);
+        drive_sum = load(by_drive + j * W);
+      }
+      for (int i = 0; i < kStates; i++) {
+        const V before = load(kept + (j * kStates + i) * 2 * W), factor = load(kept + ((j * kStates + i) * 2 + 1) * W);
+        const V b = broadcast(B[i]), g = fma(broadcast(C[i]), dy, carried[j][i]);
+        by_C[i] = fma(h[j][i], dy, by_C[i]);
+        h[j][i] = before;
+        carried[j][i] = g * factor;
+        const V held = carried[j][i] * before;
+        delta_sum = fma(held, A[j][i], delta_sum);
+        sum_A[j][i] = fma(held, step, sum_A[j][i]);
+        if constexpr (kZoh) {
+          const Decay<V> e = decay_and_excess(step, A[j][i]);
+          const V coefficient = e.minus_one * inverse_A[j][i], driven = g * b * x;
+          by_B[i] = fma(g * coefficient, x, by_B[i]);
+          drive_sum = fma(g * coefficient, b, drive_sum);
+          delta_sum = fma(driven * factor, broadcast(kExponentScale<T>), delta_sum);
+          const V slope = zoh_slope<T>(step * A[j][i] * (1 / kExponentScale<T>), e);
+          sum_A[j][i] = fma(driven * step, step * slope, sum_A[j][i]);
+        } else {
+          by_B[i] = fma(g, drive, by_B[i]);
+          drive_sum = fma(g, b, drive_sum);
+        }
+      }
+      if (ends) {
+        delta_sum = delta_sum * (1 / kExponentScale<T>);
+        if (!kZoh) delta_sum = fma(x, drive_sum, delta_sum);
+        if (softplus) delta_sum = delta_sum * softplus_slope(step);
+        drive_sum = fma(D[j], dy, kZoh ? drive_sum : step * drive_sum);
+        sum_D[j] = fma(dy, x, sum_D[j]);
+        sum_bias[j] = sum_bias[j] + delta_sum;
+      }
+      store(by_delta + j * W, delta_sum);
+      store(by_drive + j * W, drive_sum);
+    }
+    for (int i = 0; i < kStates; i++) {
+      store(by_columns + 2 * i * W, by_B[i]);
+      store(by_columns + (2 * i + 1) * W, by_C[i]);
+    }
   }
-  for (int i = 0; i < kStates; i++) {
-    store(adjoint + i * W, carried[i]);
-    store(grad_A + i * W, load(grad_A + i * W) + sum_A[i]);
+  T* total = sums.of(k, block.first_vector + v);
+  for (int j = 0; j < kVectors; j++) {
+    const auto add = [total, rows, j](int64_t row, V value) {
+      T* place = total + j * rows + row * W;
+      store(place, load(place) + value);
+    };
+    if (ends) add(0, sum_D[j]), add(1, sum_bias[j]);
+    for (int i = 0; i < kStates; i++) {
+      store(adjoint + (j * a.N + i) * W, carried[j][i]);
+      add(2 + n + i, sum_A[j][i]);
+    }
   }
 }
 
 // All vectors of a sub-block, for states n to n + kStates - 1; adds the sums over the channels to the columns of B and
 // C.
-template <class T, int kStates>
+template <class T, int kVectors, int kStates>
 static void retreat_vectors(
     const Arguments& a, const Chunk<T>& chunk, const BackwardScratch<T>& scratch, const Parameters<T>& parameters,
     const Parameters<T>& sums, int64_t b, int64_t k, int64_t t, const Block<T>& block, int64_t n, T* adjoint) {
   constexpr int W = kLanes<T>;
-  const int64_t used = chunk.steps * kStates * W;
-  memset(scratch.grad_B, 0, used * sizeof(T));
-  memset(scratch.grad_C, 0, used * sizeof(T));
+  memset(scratch.by_columns, 0, chunk.steps * 2 * kStates * W * sizeof(T));
   const T* first = checkpoint<T>(a, b, k, t, block.first) + n * a.E;
-  for (int64_t v = 0; v < block.vectors; v++) {
-    const int64_t lanes = smaller(W, block.width - v * W);
-    const T* A = parameters.A(k, block.first_vector + v) + n * W;
-    T* grad_A = sums.A(k, block.first_vector + v) + n * W;
-    T* carried = adjoint + (v * a.N + n) * W;
-    auto run = a.zoh ? retreat<T, kStates, true> : retreat<T, kStates, false>;
-    run(chunk, scratch, block.padded, v, n, A, first + v * W, a.E, lanes, carried, grad_A);
-  }
+  int64_t v = 0;
+  const auto run = [&](auto retreats, int64_t vectors) {
+    for (; v + vectors <= block.vectors; v += vectors)
+      retreats(a, chunk, scratch, parameters, sums, k, block, v, n, first, adjoint + (v * a.N + n) * W);
+  };
+  run(a.zoh ? retreat<T, kVectors, kStates, true> : retreat<T, kVectors, kStates, false>, kVectors);
+  if (kVectors > 2) run(a.zoh ? retreat<T, 2, kStates, true> : retreat<T, 2, kStates, false>, 2);
+  if (kVectors > 1) run(a.zoh ? retreat<T, 1, kStates, true> : retreat<T, 1, kStates, false>, 1);
   const int64_t columns = 2 * a.N + a.R;
   for (int64_t s = 0; s < chunk.steps; s++)
     for (int i = 0; i < kStates; i++) {
       T* row = scratch.columns + s * columns + n + i;
-      row[0] += sum(load(scratch.grad_B + (s * kStates + i) * W));
-      row[a.N] += sum(load(scratch.grad_C + (s * kStates + i) * W));
+      const T* by = scratch.by_columns + (s * kStates + i) * 2 * W;
+      row[0] += sum(load(by));
+      row[a.N] += sum(load(by + W));
     }
-}
-
-// From the sums over the states to the gradients by x, in `through`, and by dt + bias, in `grad_delta`; and those of D
-// and bias.
-template <class T>
-static void finish_channels(
-    const Arguments& a, const Chunk<T>& chunk, const BackwardScratch<T>& scratch, const Parameters<T>& parameters,
-    const Parameters<T>& sums, int64_t k, const Block<T>& block) {
-  constexpr int W = kLanes<T>;
-  using V = Vector<T>;
-  for (int64_t v = 0; v < block.vectors; v++) {
-    const V D = load(parameters.D(k, block.first_vector + v));
-    V sum_D = {}, sum_bias = {};
-    for (int64_t s = 0; s < chunk.steps; s++) {
-      const int64_t i = s * block.padded + v * W;
-      const V x = load(chunk.x[s] + v * W), dy = load(chunk.grad_y[s] + v * W), delta = load(scratch.delta + i);
-      const V drive_sum = load(scratch.through + i);
-      V grad_delta = load(scratch.grad_delta + i) * (1 / kExponentScale<T>);
-      if (!a.zoh) grad_delta = fma(x, drive_sum, grad_delta);
-      if (a.softplus) grad_delta = grad_delta * softplus_slope(delta);
-      store(scratch.grad_delta + i, grad_delta);
-      store(scratch.through + i, fma(D, dy, a.zoh ? drive_sum : delta * drive_sum));
-      sum_D = fma(dy, x, sum_D);
-      sum_bias = sum_bias + grad_delta;
-    }
-    T* D_total = sums.D(k, block.first_vector + v);
-    T* bias_total = sums.bias(k, block.first_vector + v);
-    store(D_total, load(D_total) + sum_D);
-    store(bias_total, load(bias_total) + sum_bias);
-  }
 }
 
 // Low-rank dt: dt_weight's gradient sums over the steps, for one vector of channels and kColumns of its ranks at once.
@@ -311,17 +328,17 @@ static void backward_path(
       fetch(chunk, a.x, b, k, block.first, block.width, block.padded, scratch.zeros, scratch.x, chunk.x);
       fetch(chunk, a.grad_y, b, k, block.first, block.width, block.padded, scratch.zeros, scratch.grad_y, chunk.grad_y);
       if (!a.R) fetch(chunk, a.dt, b, k, block.first, block.width, block.padded, scratch.zeros, scratch.dt, chunk.dt);
+      for (int64_t n = 0; n < a.N; n++)
+        prefetch(checkpoint<T>(a, b, k, t, block.first) + n * a.E, block.width * sizeof(T));
       for (int64_t s = 0; s < chunk.steps; s += 4) {
         if (chunk.far) prefetch_steps(a, chunk, b, k, block, s, sums, target, group.first);
         step_sizes(a, chunk, parameters, k, block, s, smaller(s + 4, chunk.steps), scratch.delta);
       }
-      memset(scratch.grad_delta, 0, chunk.steps * block.padded * sizeof(T));
-      memset(scratch.through, 0, chunk.steps * block.padded * sizeof(T));
       int64_t n = 0;
-      for (; n + kBackwardStates <= a.N; n += kBackwardStates)
-        retreat_vectors<T, kBackwardStates>(a, chunk, scratch, parameters, totals, b, k, t, block, n, adjoint);
-      for (; n < a.N; n++) retreat_vectors<T, 1>(a, chunk, scratch, parameters, totals, b, k, t, block, n, adjoint);
-      finish_channels(a, chunk, scratch, parameters, totals, k, block);
+      for (; n + kChains <= a.N; n += kChains)
+        retreat_vectors<T, 1, kChains>(a, chunk, scratch, parameters, totals, b, k, t, block, n, adjoint);
+      for (; n < a.N; n++)
+        retreat_vectors<T, kChains, 1>(a, chunk, scratch, parameters, totals, b, k, t, block, n, adjoint);
       if (a.R) project_back(a, chunk, scratch, rows, totals, k, block);
       SumMap<T> part_sums = sums;
       if (sums.data) part_sums.data += block.first - group.first;
@@ -368,7 +385,8 @@ static Status backward(const Arguments& a) {
   const int64_t threads = larger(1, smaller(a.threads, int64_t(work / 10000)));
   const bool apart = a.K > 1 && (per_path || divide_up(slices * groups, threads) * a.K >
                                                  1.1 * divide_up(slices * groups * a.K, threads));
-  const bool own_maps = apart && !a.x_per_path, keeps_map = !apart && needs_map<T>(a, a.grad_x, a.x_per_path);
+  const bool own_maps = apart && !a.x_per_path, shared_rows = groups > 1 && threads > 1;
+  const bool keeps_map = !apart && needs_map<T>(a, a.grad_x, a.x_per_path, shared_rows);
   const int64_t width = 2 * a.N + a.R, columns_per_group = groups > 1 ? a.batch * a.K * a.T * width : 0;
 
   const auto take_maps = [&](Arena& arena) { return arena.take<T>(own_maps ? a.K * a.batch * a.L * a.E : 0); };

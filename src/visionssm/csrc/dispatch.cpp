@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "arguments.h"
+#include "depthwise_arguments.h"
 
 namespace visionssm {
 
@@ -9,6 +10,7 @@ namespace visionssm {
   namespace set {                              \
   Status path_scan(const Arguments&);          \
   Status path_scan_backward(const Arguments&); \
+  void depthwise(const DepthwiseArguments&);   \
   }
 DECLARE(avx512)
 DECLARE(avx2)
@@ -20,6 +22,7 @@ struct InstructionSet {
   const char* name;
   Status (*forward)(const Arguments&);
   Status (*backward)(const Arguments&);
+  void (*depthwise)(const DepthwiseArguments&);
 };
 
 // The best that this processor has, or the one that is asked for by name; null where it does not have that.
@@ -29,18 +32,21 @@ const InstructionSet* choose(const char* wanted) {
   __builtin_cpu_init();
 #endif
 #if defined(VISIONSSM_HAVE_AVX512)
-  static const InstructionSet avx512_set = {"avx512", avx512::path_scan, avx512::path_scan_backward};
+  static const InstructionSet avx512_set = {"avx512", avx512::path_scan, avx512::path_scan_backward,
+                                            avx512::depthwise};
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (has_avx512 && takes("avx512")) return &avx512_set;
 #endif
 #if defined(VISIONSSM_HAVE_AVX2)
-  static const InstructionSet avx2_set = {"avx2", avx2::path_scan, avx2::path_scan_backward};
+  static const InstructionSet avx2_set = {"avx2", avx2::path_scan, avx2::path_scan_backward,
+                                            avx2::depthwise};
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (has_avx2 && takes("avx2")) return &avx2_set;
 #endif
-  static const InstructionSet baseline_set = {"baseline", baseline::path_scan, baseline::path_scan_backward};
+  static const InstructionSet baseline_set = {"baseline", baseline::path_scan, baseline::path_scan_backward,
+                                            baseline::depthwise};
   return takes("baseline") ? &baseline_set : nullptr;
 }
 
@@ -89,5 +95,7 @@ EXPORT int64_t visionssm_path_scan_backward(Arguments* a) {
   const Status status = check_path(*a);
   return status == kDone ? current->backward(*a) : status;
 }
+
+EXPORT void visionssm_depthwise(const DepthwiseArguments* a) { current->depthwise(*a); }
 
 }  // namespace visionssm

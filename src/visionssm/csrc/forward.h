@@ -27,114 +27,94 @@ struct ForwardScratch {
     C = arena.take<T>(kForwardSteps * a.N);
     zeros = arena.take<T>(columns);
     state = arena.take<T>(padded * a.N);
-    map = arena.take<T>(keeps_map ? a.L * padded : 0);
+    map = keeps_map ? arena.take<T>(a.L * padded) : nullptr;
     if (zeros) memset(zeros, 0, columns * sizeof(T));
   }
 };
 
-// The recurrence over one tile for one vector of channels, place v of the block, and kStates of its states, from n on,
-// which stay in registers. The first states of a channel start its output with D x, the others add to it. With `add`,
-// which takes all states at once, what earlier paths left is added at the end.
-template <class T, int kStates, bool kZoh>
+// The recurrence over one tile for kVectors vectors of channels, from place v of the block on, and kStates of their
+// states, from n on, all of which stay in registers. The first states of a channel start its output with D x, the
+// others add to it. With `add`, which takes all states at once, what earlier paths left is added at the end.
+template <class T, int kVectors, int kStates, bool kZoh>
 INLINE void advance(
-    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n,
-    bool add, const T* D, const T* A, T* state) {
+    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, const Parameters<T>& parameters, int64_t k,
+    const Block<T>& block, int64_t v, int64_t n, bool add) {
   constexpr int W = kLanes<T>;
   using V = Vector<T>;
-  const V skip = load(D);
-  V h[kStates], inverse_A[kStates];
-  for (int i = 0; i < kStates; i++) {
-    h[i] = load(state + i * W);
-    if constexpr (kZoh) inverse_A[i] = kExponentScale<T> / load(A + i * W);
+  const int64_t N = parameters.N, stride = parameters.rows() * W, padded = block.padded, at = v * W;
+  const T* D = parameters.D(k, block.first_vector + v);
+  const T* A = parameters.A(k, block.first_vector + v) + n * W;
+  T* state = scratch.state + (v * N + n) * W;
+  V h[kVectors][kStates], scaled_A[kVectors][kStates], inverse_A[kVectors][kStates], skip[kVectors];
+  for (int j = 0; j < kVectors; j++) {
+    skip[j] = load(D + j * stride);
+    for (int i = 0; i < kStates; i++) {
+      h[j][i] = load(state + (j * N + i) * W);
+      scaled_A[j][i] = load(A + j * stride + i * W);
+      if constexpr (kZoh) inverse_A[j][i] = kExponentScale<T> / scaled_A[j][i];
+    }
   }
-  const T* delta = scratch.delta + v * W;
+  const T* delta = scratch.delta + at;
   const int64_t steps = tile.steps;
   const bool far = tile.far;
-  for (int64_t s = 0; s < steps; s++) {
-    const V step = load(delta + s * padded), x = load(tile.x[s] + v * W), drive = kZoh ? x : step * x;
+  for (int64_t s = 0; s < steps; s++, delta += padded) {
     const T* B = opaque(tile.B[s] + n);
     const T* C = opaque(tile.C[s] + n);
-    T* out = tile.out[s] + v * W;
-    if (far) {
-      __builtin_prefetch(tile.x[s + kAhead] + v * W);
-      __builtin_prefetch(tile.out[s + kAhead] + v * W, 1);
-    }
-    V y = n == 0 ? skip * x : load(out);
-#pragma GCC unroll 16
-    for (int i = 0; i < kStates; i++) {
-      const V b = broadcast(B[i]) * drive;
-      if constexpr (kZoh) {
-        const Decay<V> e = decay_and_excess(step, load(A + i * W));
-        h[i] = fma(e.factor, h[i], e.minus_one * inverse_A[i] * b);
-      } else {
-        h[i] = fma(decay(step, load(A + i * W)), h[i], b);
-      }
-      y = fma(broadcast(C[i]), h[i], y);
-    }
-    store(out, add ? load(out) + y : y);
-  }
-  for (int i = 0; i < kStates; i++) store(state + i * W, h[i]);
-}
-
-// The same for a single state per channel, for all vectors of the block: step by step, so that rows are read and
-// written from end to end, as memory likes it.
-template <class T, bool kZoh>
-static void advance_rows(
-    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, const Parameters<T>& parameters, int64_t k,
-    const Block<T>& block, bool add) {
-  constexpr int W = kLanes<T>;
-  using V = Vector<T>;
-  const int64_t padded = block.padded, stride = parameters.rows() * W, steps = tile.steps;
-  const bool far = tile.far;
-  const T* D = parameters.D(k, block.first_vector);
-  const T* A = parameters.A(k, block.first_vector);
-  T* state = scratch.state;
-  for (int64_t s = 0; s < steps; s++) {
-    const V B = broadcast(tile.B[s][0]), C = broadcast(tile.C[s][0]);
-    const T* delta = scratch.delta + s * padded;
-    const T* x_row = tile.x[s];
-    T* out = tile.out[s];
-    for (int64_t v = 0, i = 0; i < padded; v++, i += W) {
+    const T* x_row = tile.x[s] + at;
+    T* out_row = tile.out[s] + at;
+    for (int j = 0; j < kVectors; j++) {
       if (far) {
-        __builtin_prefetch(tile.x[s + kAhead] + i);
-        __builtin_prefetch(tile.out[s + kAhead] + i, 1);
+        __builtin_prefetch(tile.x[s + kAhead] + at + j * W);
+        __builtin_prefetch(tile.out[s + kAhead] + at + j * W, 1);
       }
-      const V step = load(delta + i), x = load(x_row + i), scaled_A = load(A + v * stride);
-      V h = load(state + i);
-      if constexpr (kZoh) {
-        const Decay<V> e = decay_and_excess(step, scaled_A);
-        h = fma(e.factor, h, e.minus_one * (kExponentScale<T> / scaled_A) * (B * x));
-      } else {
-        h = fma(decay(step, scaled_A), h, B * (step * x));
+      const V step = load(delta + j * W), x = load(x_row + j * W), drive = kZoh ? x : step * x;
+      T* out = out_row + j * W;
+      V y = n == 0 ? skip[j] * x : load(out);
+#pragma GCC unroll 16
+      for (int i = 0; i < kStates; i++) {
+        const V b = broadcast(B[i]) * drive;
+        if constexpr (kZoh) {
+          const Decay<V> e = decay_and_excess(step, scaled_A[j][i]);
+          h[j][i] = fma(e.factor, h[j][i], e.minus_one * inverse_A[j][i] * b);
+        } else {
+          h[j][i] = fma(decay(step, scaled_A[j][i]), h[j][i], b);
+        }
+        y = fma(broadcast(C[i]), h[j][i], y);
       }
-      const V y = fma(C, h, load(D + v * stride) * x);
-      store(state + i, h);
-      store(out + i, add ? load(out + i) + y : y);
+      store(out, add ? load(out) + y : y);
     }
   }
+  for (int j = 0; j < kVectors; j++)
+    for (int i = 0; i < kStates; i++) store(state + (j * N + i) * W, h[j][i]);
 }
 
 // kStates at a time for as long as there are so many, then half of that.
 template <class T, int kStates, bool kZoh>
 INLINE void advance_states(
-    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, int64_t padded, int64_t v, int64_t n,
-    int64_t N, bool add, const T* D, const T* A, T* state) {
-  for (; n + kStates <= N; n += kStates)
-    advance<T, kStates, kZoh>(tile, scratch, padded, v, n, add, D, A + n * kLanes<T>, state + n * kLanes<T>);
-  if constexpr (kStates > 1) advance_states<T, kStates / 2, kZoh>(tile, scratch, padded, v, n, N, add, D, A, state);
+    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, const Parameters<T>& parameters, int64_t k,
+    const Block<T>& block, int64_t v, int64_t n, bool add) {
+  for (; n + kStates <= parameters.N; n += kStates)
+    advance<T, 1, kStates, kZoh>(tile, scratch, parameters, k, block, v, n, add);
+  if constexpr (kStates > 1) advance_states<T, kStates / 2, kZoh>(tile, scratch, parameters, k, block, v, n, add);
+}
+
+// A single state per channel: kVectors vectors at a time, then half of that.
+template <class T, int kVectors, bool kZoh>
+INLINE void advance_vectors(
+    const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, const Parameters<T>& parameters, int64_t k,
+    const Block<T>& block, int64_t v, bool add) {
+  for (; v + kVectors <= block.vectors; v += kVectors)
+    advance<T, kVectors, 1, kZoh>(tile, scratch, parameters, k, block, v, 0, add);
+  if constexpr (kVectors > 1) advance_vectors<T, kVectors / 2, kZoh>(tile, scratch, parameters, k, block, v, add);
 }
 
 template <class T, bool kZoh>
 static void advance_all(
     const Tile<T, kForwardSteps>& tile, const ForwardScratch<T>& scratch, const Parameters<T>& parameters, int64_t k,
     const Block<T>& block, bool add) {
-  if (parameters.N == 1) return advance_rows<T, kZoh>(tile, scratch, parameters, k, block, add);
-  for (int64_t v = 0; v < block.vectors; v++) {
-    const T* D = parameters.D(k, block.first_vector + v);
-    const T* A = parameters.A(k, block.first_vector + v);
-    T* state = scratch.state + v * parameters.N * kLanes<T>;
-    advance_states<T, kStatesAtOnce, kZoh>(tile, scratch, block.padded, v, 0, parameters.N, add, D, A, state);
-  }
+  if (parameters.N == 1) return advance_vectors<T, 4, kZoh>(tile, scratch, parameters, k, block, 0, add);
+  for (int64_t v = 0; v < block.vectors; v++)
+    advance_states<T, kStatesAtOnce, kZoh>(tile, scratch, parameters, k, block, v, 0, add);
 }
 
 template <class T>
@@ -179,7 +159,7 @@ static void forward_path(
   // Where a row's states fit into the registers, and it is neither cut nor converted, it is finished where it ends up.
   T* result = target ? (T*)address(*target, b, 0, k, block.first) : sums.data;
   const int64_t result_stride = target ? target->position_stride : sums.stride;
-  const bool native = !target || target->dtype == Simd<T>::dtype;
+  const bool native = !target || (target->dtype == Simd<T>::dtype && (!add || result == sums.data));
   const bool in_place = native && block.width == padded && a.N <= kStatesAtOnce && (a.N & (a.N - 1)) == 0;
   Tile<T, kForwardSteps> tile;
   tile.far = a.L * block.width * int64_t(sizeof(T)) > kSecondLevelCache / 2;
@@ -251,7 +231,8 @@ static Status forward(const Arguments& a) {
   const Plan plan = forward_plan<T>(a);
   const int64_t padded = divide_up(divide_up(a.E, kLanes<T>), plan.blocks) * kLanes<T>;
   const bool own_maps = plan.apart && a.merge;
-  const bool keeps_map = !own_maps && needs_map<T>(a, a.y, !a.merge);
+  const bool shared_rows = plan.blocks > 1 && plan.threads > 1;
+  const bool keeps_map = !plan.apart && needs_map<T>(a, a.y, !a.merge, shared_rows);
   Arena measure;
   ForwardScratch<T>(measure, a, padded, keeps_map);
   const int64_t per_thread = measure.used;
@@ -271,7 +252,7 @@ static Status forward(const Arguments& a) {
     for (int64_t k = 0; k < a.K; k++)
       for (int64_t v = 0; v < parameters.vectors; v++) pack_parameters(a, parameters, k, v, scratch.dt);
     if (!plan.apart) {
-#pragma omp for collapse(2) schedule(dynamic)
+#pragma omp for collapse(2) schedule(dynamic) nowait
       for (int64_t b = 0; b < a.batch; b++)
         for (int64_t i = 0; i < plan.blocks; i++)
           forward_block(a, parameters, b, Block<T>::of(i, plan.blocks, a.E), scratch);

@@ -53,14 +53,14 @@ INLINE void finish_rows(
 }
 
 // Whether a task that walks all paths needs a map of its own to sum in: where the result is of another type than the
-// sums.
+// sums, or its rows are shared with tasks of other threads, which would pull each other's lines out of the caches.
 template <class T>
-static bool needs_map(const Arguments& a, const Tensor& result, bool per_path) {
-  return !per_path && !(a.K == 1 && a.complete) && result.dtype != Simd<T>::dtype;
+static bool needs_map(const Arguments& a, const Tensor& result, bool per_path, bool shared) {
+  return !per_path && !(a.K == 1 && a.complete) && (shared || result.dtype != Simd<T>::dtype);
 }
 
-// Calls walk(k, sums, add, target) for every path such that `result` becomes the sum of what they write, or holds each
-// path's own output where it has one map per path.
+// Calls walk(k, sums, add, target) for every path such that `result` becomes the sum of what they write, made in `map`
+// if there is one, or holds each path's own output where it has one map per path.
 template <class T, class Walk>
 INLINE void walk_paths(
     const Arguments& a, const Tensor& result, bool per_path, int64_t b, const Block<T>& block, T* map,
@@ -69,7 +69,7 @@ INLINE void walk_paths(
     for (int64_t k = 0; k < a.K; k++) walk(k, SumMap<T>{}, false, &result);
     return;
   }
-  const bool in_place = !needs_map<T>(a, result, per_path);
+  const bool in_place = !map;
   SumMap<T> sums = {map, block.padded};
   if (in_place) sums = {(T*)address(result, b, 0, 0, block.first), result.position_stride};
   if (!in_place && !a.complete) memset(sums.data, 0, a.L * sums.stride * sizeof(T));

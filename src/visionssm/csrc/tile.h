@@ -137,18 +137,17 @@ INLINE void project(
       store(delta + (s + i) * block.padded + (v + j) * W, step_size<T, kSoftplus>(z[i][j]));
 }
 
-template <class T, bool kSoftplus, int kSteps>
+template <class T, bool kSoftplus, int kColumns, int kSteps>
 static void low_rank_step_sizes(
     const Tile<T, kSteps>& tile, const Parameters<T>& parameters, int64_t k, const Block<T>& block, int64_t begin,
-    int64_t end, T* delta) {
-  int64_t v = 0;
-  for (; v + 2 <= block.vectors; v += 2) {
+    int64_t end, int64_t v, T* delta) {
+  for (; v + kColumns <= block.vectors; v += kColumns) {
     int64_t s = begin;
-    for (; s + 4 <= end; s += 4) project<T, kSoftplus, 4, 2>(tile, parameters, k, block, s, v, delta);
-    for (; s < end; s++) project<T, kSoftplus, 1, 2>(tile, parameters, k, block, s, v, delta);
+    for (; s + 4 <= end; s += 4) project<T, kSoftplus, 4, kColumns>(tile, parameters, k, block, s, v, delta);
+    for (; s < end; s++) project<T, kSoftplus, 1, kColumns>(tile, parameters, k, block, s, v, delta);
   }
-  for (; v < block.vectors; v++)
-    for (int64_t s = begin; s < end; s++) project<T, kSoftplus, 1, 1>(tile, parameters, k, block, s, v, delta);
+  if constexpr (kColumns > 1)
+    low_rank_step_sizes<T, kSoftplus, kColumns / 2>(tile, parameters, k, block, begin, end, v, delta);
 }
 
 // For steps [begin, end) of the tile.
@@ -158,8 +157,8 @@ static void step_sizes(
     int64_t begin, int64_t end, T* delta) {
   if (a.R == 0 && a.softplus) return dense_step_sizes<T, true>(tile, parameters, k, block, begin, end, delta);
   if (a.R == 0) return dense_step_sizes<T, false>(tile, parameters, k, block, begin, end, delta);
-  if (a.softplus) return low_rank_step_sizes<T, true>(tile, parameters, k, block, begin, end, delta);
-  return low_rank_step_sizes<T, false>(tile, parameters, k, block, begin, end, delta);
+  if (a.softplus) return low_rank_step_sizes<T, true, 2>(tile, parameters, k, block, begin, end, 0, delta);
+  return low_rank_step_sizes<T, false, 2>(tile, parameters, k, block, begin, end, 0, delta);
 }
 
 // The states (N rows of E channels) that forward keeps of one path before step t.

@@ -107,6 +107,9 @@ class EpochSampler(Sampler[list[Draw]]):
             full batch at all.
         seed: chooses the orders.
         rank, world_size: this process and the number of processes.
+        repeats: repeated augmentation (Hoffer et al. 2020): an image comes so many times in a row, each time changed in
+            another way. The epoch stays as long, and has as many times fewer images. The versions of an image go to
+            different processes, as far as there are enough, as in the published runs.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class EpochSampler(Sampler[list[Draw]]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        repeats: int = 1,
     ):
         self.length = length
         self.batch_size = batch_size
@@ -125,6 +129,7 @@ class EpochSampler(Sampler[list[Draw]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.repeats = repeats
         global_batch = batch_size * world_size
         self.num_batches = (
             length // global_batch if drop_last and length >= global_batch else -(-length // global_batch)
@@ -142,9 +147,16 @@ class EpochSampler(Sampler[list[Draw]]):
         else:
             order = list(range(self.length))
         for batch in range(self.first_batch, self.num_batches):
-            start = (batch * self.world_size + self.rank) * self.batch_size
-            positions = range(start, min(start + self.batch_size, self.length))
-            yield [Draw(self.epoch, position, order[position]) for position in positions]
+            yield [Draw(self.epoch, position, order[position // self.repeats]) for position in self._positions(batch)]
+
+    def _positions(self, batch: int) -> range:
+        """Which images of the epoch's order are in a batch of this process."""
+        start = batch * self.world_size * self.batch_size
+        if self.repeats > 1:
+            end = min(start + self.world_size * self.batch_size, self.length)
+            return range(start + self.rank, end, self.world_size)
+        start += self.rank * self.batch_size
+        return range(start, min(start + self.batch_size, self.length))
 
 
 class ResumableLoader(DataLoader):
@@ -155,7 +167,7 @@ class ResumableLoader(DataLoader):
     """
 
     def __init__(self, images: TransformedImages, sampler: EpochSampler, **kwargs: Any):
-        super().__init__(images, batch_sampler=sampler, collate_fn=collate, **kwargs)
+        super().__init__(images, batch_sampler=sampler, **{"collate_fn": collate, **kwargs})
         self.draws = sampler
         self.epoch = 0
         self.batches_done = 0
@@ -202,6 +214,7 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
+    repeats: int = 1,
 ) -> ResumableLoader:
     """A loader for training (shuffled, full batches only) or for evaluation (in order, every image).
 
@@ -217,7 +230,15 @@ def make_loader(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    sampler = EpochSampler(len(images.labels), batch_size, training, training, seed, rank, world_size)
+    from visionssm.data.shards import ShardSampler, shard_numbers  # which is built on this module
+
+    shards = shard_numbers(images) if training else None
+    if shards is None:
+        sampler = EpochSampler(len(images.labels), batch_size, training, training, seed, rank, world_size, repeats)
+    elif repeats > 1:
+        raise ValueError("repeated augmentation isn't available for shards; use the images as a folder or a tar")
+    else:
+        sampler = ShardSampler(shards, batch_size, seed, rank, world_size)
     return ResumableLoader(
         TransformedImages(images, transform, seed),
         sampler,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -65,6 +66,13 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
     return _with_channels(transform, preprocessing.input_size[0])
 
 
+def input_and_photo(preprocessing: Preprocessing, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    """A model's input (1, channels, height, width), and the same pixels before normalisation, 0 .. 1, to be drawn."""
+    x = eval_transform(preprocessing)(image)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    return x[None], (x * std + mean).clamp(0, 1)
+
+
 def train_transform(
     preprocessing: Preprocessing,
     scale: tuple[float, float],
@@ -73,6 +81,7 @@ def train_transform(
     color_jitter: float,
     auto_augment: str | None,
     random_erasing: float,
+    interpolation: str | None = None,
 ) -> Transform:
     """A random crop, flip and colour change, then normalise.
 
@@ -84,6 +93,7 @@ def train_transform(
         color_jitter: strength of changes of brightness, contrast and saturation; off under `auto_augment`.
         auto_augment: a policy of timm, such as "rand-m9-mstd0.5-inc1", or None.
         random_erasing: probability that a rectangle is overwritten with noise.
+        interpolation: of the crops, if not the one of `preprocessing`: "bicubic", "bilinear", or "random" for either.
 
     Returns:
         A function from an image to (channels, height, width), float32.
@@ -101,7 +111,7 @@ def train_transform(
         hflip=hflip,
         color_jitter=color_jitter if channels == 3 else 0.0,
         auto_augment=auto_augment,
-        interpolation=preprocessing.interpolation,
+        interpolation=interpolation or preprocessing.interpolation,
         mean=preprocessing.mean,
         std=preprocessing.std,
         re_prob=random_erasing,
@@ -115,4 +125,11 @@ def _with_channels(transform: Transform, channels: int) -> Transform:
     modes = {1: "L", 3: "RGB"}
     if channels not in modes:
         raise ValueError(f"image files have 1 or 3 channels; the model takes {channels} (in_chans)")
-    return lambda image: transform(image.convert(modes[channels]))
+    return lambda image: transform(_eight_bits(image).convert(modes[channels]))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits brought to 8; Pillow's own conversion would take everything above 255 for white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

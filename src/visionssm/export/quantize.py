@@ -7,10 +7,10 @@ from torch import nn
 
 
 def quantize_linear(model: nn.Module) -> nn.Module:
-    """A copy whose linear layers hold int8 weights, one scale per output channel, and quantise activations row by row.
+    """A copy whose linear layers hold int8 weights, one scale for each output channel, and quantise activations row by row.
 
-    Scans, convolutions and norms stay as they are. For inference on the CPU or a GPU; what it costs in accuracy has to
-    be measured for each model and data set (docs/export.md has digits).
+    Layers of fewer than 16 inputs, scans, convolutions and norms stay as they are. What it costs in accuracy has to be
+    measured for each model and data set (docs/export.md has digits).
 
     Raises:
         ModuleNotFoundError: torchao is missing: pip install 'visionssm[export]'.
@@ -22,7 +22,10 @@ def quantize_linear(model: nn.Module) -> nn.Module:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     copied = copy.deepcopy(model).eval().requires_grad_(False)
-    # The classifier's rows are few and decide: it is a linear layer like any other and is included.
-    quantize_(copied, Int8DynamicActivationInt8WeightConfig(), lambda module, name: isinstance(module, nn.Linear))
+    quantize_(copied, Int8DynamicActivationInt8WeightConfig(), _worth_it)
     assert isinstance(copied, torch.nn.Module)
     return copied
+
+
+def _worth_it(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear) and module.in_features >= 16

@@ -1,6 +1,10 @@
 """A linear layer whose matrix product is the faster one of this machine."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..ops import linear
 
@@ -10,6 +14,17 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether calling the module is nothing but the product with its weight: an adapter, a hook or a quantised weight is more."""
+    plain = type(module) in (nn.Linear, Linear) and not has_hooks(module)
+    return plain and not is_traceable_wrapper_subclass(module.weight)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module runs forward hooks of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def use_fast_linear(model: nn.Module) -> nn.Module:
@@ -28,3 +43,25 @@ def use_fast_linear(model: nn.Module) -> nn.Module:
         if type(module) is nn.Linear:
             module.__class__ = Linear
     return model
+
+
+def in_halves(module: nn.Module, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    """The two halves of module(x) along the last axis, the second as a function to be called once.
+
+    Without gradients the second half of a plain linear layer is not computed before it is asked for, so that the two need not
+    exist at the same time, and the caller may overwrite it.
+
+    Example:
+        >>> layer, x = nn.Linear(3, 8), torch.randn(2, 3)
+        >>> first, second = in_halves(layer, x)
+        >>> torch.allclose(torch.cat((first, second()), dim=-1), layer(x))
+        True
+    """
+    if torch.is_grad_enabled() or not is_plain_linear(module):
+        first, second = module(x).chunk(2, dim=-1)
+        return first, lambda: second if torch.is_grad_enabled() else second.clone()
+    assert isinstance(module, nn.Linear)
+    (weight, other), (bias, other_bias) = (
+        (None, None) if parameter is None else parameter.chunk(2) for parameter in (module.weight, module.bias)
+    )
+    return linear(x, weight, bias), lambda: linear(x, other, other_bias)

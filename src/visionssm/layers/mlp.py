@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import linear
+from ..ops import mlp
+from .linear import is_plain_linear
 
 
 class Mlp(nn.Module):
@@ -25,4 +26,6 @@ class Mlp(nn.Module):
         if self.gated:
             x, gate = self.fc1(x).chunk(2, dim=-1)
             return self.fc2(x * F.gelu(gate))
-        return self.fc2(linear(x, self.fc1.weight, self.fc1.bias, gelu=True))
+        if is_plain_linear(self.fc1) and is_plain_linear(self.fc2):
+            return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        return self.fc2(F.gelu(self.fc1(x)))

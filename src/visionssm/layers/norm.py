@@ -38,4 +38,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         exact = x if x.dtype == torch.float64 else x.float()
-        return F.rms_norm(exact, self.weight.shape, self.weight.to(exact.dtype), self.eps)
+        weight = self.weight.to(exact.dtype)
+        if torch.is_grad_enabled():
+            return F.rms_norm(exact, weight.shape, weight, self.eps)
+        # The same with one full-size temporary instead of four.
+        scale = (
+            torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_().div_(len(weight)).add_(self.eps).rsqrt_()
+        )
+        return (exact * scale).mul_(weight)

@@ -42,6 +42,8 @@ class SelectiveScan(nn.Module):
         torch.Size([2, 42, 16])
     """
 
+    constant_A: Tensor | None
+
     def __init__(
         self,
         channels: int,
@@ -60,6 +62,8 @@ class SelectiveScan(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(paths, channels))
         self.A_log = nn.Parameter(torch.empty(paths, channels, state))
         self.D = nn.Parameter(torch.empty(paths, channels))
+        # Set by `visionssm.export.fuse`, for inference: A itself.
+        self.register_buffer("constant_A", None, persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -95,13 +99,18 @@ class SelectiveScan(nn.Module):
         dt, B, C = projected.split((self.dt_rank, self.state, self.state), dim=-1)
         return dt, B, C
 
+    def A(self) -> Tensor:
+        """A = -exp(A_log), (K, E, N), float32 or wider."""
+        if self.constant_A is not None:
+            return self.constant_A
+        return -torch.exp(self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float())
+
     def forward(self, x: Tensor, path: Tensor, merge: bool = True, which: slice = _ALL) -> Tensor:
         dt, B, C = self.project(x, which)
-        A_log = self.A_log[which]
         y = path_scan(
             x.to(dt.dtype),
             dt,
-            -torch.exp(A_log if A_log.dtype == torch.float64 else A_log.float()),
+            self.A()[which],
             B,
             C,
             self.D[which],

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .depthwise import conv_silu
+from .linear import in_halves
 from .multihead import MultiheadScan
 from .selective import SelectiveScan
 
@@ -76,17 +78,23 @@ class SS2D(nn.Module):
         self.out_proj = nn.Linear(channels, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.in_proj(x)
         z = None
-        if self.gate is not None:
-            x, z = x.chunk(2, dim=-1)
-            z = self.gate(z)
-        x = self.activation(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        if self.gate is None:
+            x = self.in_proj(x)
+        else:
+            x, z = in_halves(self.in_proj, x)
+        if type(self.activation) is nn.SiLU:
+            x = conv_silu(self.conv, x)
+        else:
+            x = self.activation(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        dtype = x.dtype
         y = self.out_norm(self.scan_map(x))
+        del x  # before z is made
         if self.out_activation is not None:
             y = self.out_activation(y)
-        y = y if z is None else y * z
-        return self.out_proj(y.to(x.dtype))
+        if z is not None and self.gate is not None:
+            y = y * self.gate(z())
+        return self.out_proj(y.to(dtype))
 
     def scan_map(self, x: Tensor) -> Tensor:
         """The merged scan of a (batch, H, W, E) map, same shape, float32 or wider."""

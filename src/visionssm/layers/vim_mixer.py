@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._messages import choose
-from ..ops import path_scan, paths
+from ..ops import depthwise_conv, path_scan, paths
+from .linear import has_hooks, in_halves
 from .selective import SelectiveScan
 from .tokens import Grid
 
@@ -15,7 +16,7 @@ DIRECTIONS = ("bidirectional", "bidirectional_shared", "forward")
 
 
 class CausalConv(nn.Module):
-    """Depthwise convolution over the steps up to the present one, for each direction of a sequence with its own taps.
+    """Depthwise convolution over the steps up to the present one, then SiLU, for each direction of a sequence with its own taps.
 
     Direction 0 walks forwards and sees the steps l - taps + 1 .. l, direction 1 walks backwards and sees
     l .. l + taps - 1. The weights are in the order of the walk: the last tap belongs to the present step.
@@ -41,16 +42,11 @@ class CausalConv(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        directions, E, _, taps = self.weight.shape
-        L = x.shape[1]
-        # As a map of height 1 in channels-last layout the convolution reads the tokens in place.
-        line = x.transpose(1, 2).unsqueeze(2)
-        outputs = []
-        for k in range(directions):
-            weight = self.weight[k].flip(-1) if k else self.weight[k]
-            out = F.conv2d(line, weight.unsqueeze(2), self.bias[k], padding=(0, taps - 1), groups=E)
-            outputs.append(out[..., taps - 1 :] if k else out[..., :L])
-        return torch.stack([out.squeeze(2).transpose(1, 2) for out in outputs], dim=2)
+        directions, taps = self.weight.shape[0], self.weight.shape[-1]
+        weight = torch.stack((self.weight[0], self.weight[1].flip(-1))) if directions == 2 else self.weight
+        left = (taps - 1, 0)[:directions]
+        out = depthwise_conv(x.unsqueeze(1), weight, self.bias, left=left, silu=True, transient=not has_hooks(self))
+        return out.squeeze(1)
 
 
 class SharedScan(SelectiveScan):
@@ -65,7 +61,7 @@ class SharedScan(SelectiveScan):
         y = path_scan(
             x.to(dt.dtype),
             dt,
-            -torch.exp(self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float()),
+            self.A(),
             B,
             C,
             self.D.expand(2, -1),
@@ -125,21 +121,18 @@ class VimMixer(nn.Module):
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
-        out = self.out_proj(self.mix(self.in_proj(tokens)))
+        x, z = in_halves(self.in_proj, tokens)
+        dtype = x.dtype
+        x = self.conv(x)  # what it was made from is not needed any more, nor is this after the scan
+        y = self.walk(x)
+        del x
+        y = y * F.silu(z()) if torch.is_grad_enabled() else y.mul_(F.silu(z(), inplace=True))
+        out = self.out_proj(y.to(dtype))
         # Halving here instead of before out_proj gives the same bits on half as many channels.
         out = out if self.scale == 1.0 else out * self.scale
         return out if self.gamma is None else out * self.gamma
 
-    def mix(self, xz: Tensor) -> Tensor:
-        """What happens between the projections, (batch, L, 2 E) to (batch, L, E), without the halving."""
-        x, z = xz.chunk(2, dim=-1)
-        L = x.shape[1]
-        in_place = not torch.is_grad_enabled()
-        x = F.silu(self.conv(x), inplace=in_place)
-        if x.shape[2] == 1:
-            x = x.squeeze(2)
-        walk = paths.forward_backward if self.bidirectional else paths.raster
-        y = self.scan(x, walk(1, L, device=x.device))
-        gate = F.silu(z)
-        y = y.mul_(gate) if in_place else y * gate
-        return y.to(xz.dtype)
+    def walk(self, x: Tensor) -> Tensor:
+        """The summed scans, without the halving: (batch, L, directions, E), convolved, to (batch, L, E)."""
+        path = (paths.forward_backward if self.bidirectional else paths.raster)(1, x.shape[1], device=x.device)
+        return self.scan(x.squeeze(2) if x.shape[2] == 1 else x, path)

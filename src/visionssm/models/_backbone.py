@@ -121,7 +121,8 @@ class HierarchicalBackbone(Backbone):
         self.out_norms = None
 
     def run_stem(self, x: Tensor) -> Tensor:
-        return self.stem(x)
+        # Convolutions keep the layout of their input: from here on no copy is needed to have channels last.
+        return self.stem(x.contiguous(memory_format=torch.channels_last))
 
     def run_stage(self, stage: Any, x: Tensor) -> Tensor:
         """Hook for families whose blocks see another layout than what is between stages."""

@@ -26,7 +26,7 @@ StateDict = dict[str, Tensor]
 Convert = Callable[[Mapping[str, Tensor], nn.Module], StateDict]
 
 
-def read_checkpoint(path: str | Path, *, prefer: Iterable[str] = ()) -> StateDict:
+def read_checkpoint(path: str | Path, *, prefer: Iterable[str] = (), backbone_only: bool = True) -> StateDict:
     """Reads the tensors of a weight file, whatever published container they are in.
 
     Args:
@@ -34,10 +34,10 @@ def read_checkpoint(path: str | Path, *, prefer: Iterable[str] = ()) -> StateDic
             `model_ema`, `state_dict_ema` or `ema_model`; prefixes `module.`, `model.` and `backbone.` that all names
             share are removed.
         prefer: containers to look for first, such as ("model_ema",); where the file has others only, that is logged.
+        backbone_only: of a detector or segmenter, take only what is under `backbone.`; what is left out is logged.
 
     Returns:
-        Names as in the file, without container and prefix, to tensors on the CPU. Of a detector or segmenter, only the
-        backbone under `backbone.`; what is left out is logged.
+        Names as in the file, without container and prefix, to tensors on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -51,7 +51,8 @@ def read_checkpoint(path: str | Path, *, prefer: Iterable[str] = ()) -> StateDic
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors: expected a state dict, or one under {', '.join(CONTAINERS)}")
-    return _backbone_only(_strip_prefixes(tensors), path)
+    tensors = _strip_prefixes(tensors)
+    return _backbone_only(tensors, path) if backbone_only else tensors
 
 
 def _unpacked(content: Mapping[str, Any], prefer: tuple[str, ...], path: Path) -> Mapping[str, Any]:

@@ -31,6 +31,7 @@ from ..layers.tokens import (
     same_grid,
     take_rows,
 )
+from ..ops.scratch import reused_memory
 from ._backbone import Backbone
 from ._build import init_linear_layers
 
@@ -200,7 +201,7 @@ class PlainBackbone(Backbone):
 
     def embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Tokens (batch, L, C) with class tokens and position embedding, and the grid of patches."""
-        maps = self.stem(x)
+        maps = self.stem(x.contiguous(memory_format=torch.channels_last))
         grid = (maps.shape[2], maps.shape[3])
         tokens = maps.flatten(2).transpose(1, 2)
         if self.class_token != "none":
@@ -255,11 +256,12 @@ class PlainBackbone(Backbone):
         hidden, residual = tokens, None
         rotation = self._rotation(tokens, grid)
         features = []
-        for index in range(self._steps() if steps is None else steps):
-            hidden, residual = self._rotated(hidden, residual, rotation)
-            hidden, residual = self._run_step(index, hidden, residual, grid)
-            if index in take:
-                features.append(self._feature(index, hidden, residual, rotation))
+        with reused_memory():
+            for index in range(self._steps() if steps is None else steps):
+                hidden, residual = self._rotated(hidden, residual, rotation)
+                hidden, residual = self._run_step(index, hidden, residual, grid)
+                if index in take:
+                    features.append(self._feature(index, hidden, residual, rotation))
         return hidden if residual is None else residual + hidden, features
 
     def _feature(self, index: int, hidden: Tensor, residual: Tensor, rotation: Rotation | None) -> Tensor:

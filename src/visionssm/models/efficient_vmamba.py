@@ -23,7 +23,7 @@ from ..ops import paths
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, init_linear_layers
 from ._keys import Key, KeyTable
-from ._release import Release, register_releases
+from ._release import Release, digits_release, register_releases
 
 
 class ES2D(SS2D):
@@ -262,13 +262,8 @@ default_cfgs = register_releases(
         "efficient_vmamba_tiny.in1k": _release("Tiny", 6_493_660, 0.8, 76.5),
         "efficient_vmamba_small.in1k": _release("Small", 11_273_688, 1.3, 78.7),
         "efficient_vmamba_base.in1k": _release("Base", 33_717_136, 4.0, 81.8),
-        "efficient_vmamba_nano": Release(
-            params=195_386,
-            num_classes=10,
-            input_size=(3, 32, 32),
-            pool_size=(1, 1),
-            crop_pct=1.0,
-            first_conv="stem.conv1",
+        "efficient_vmamba_nano.digits": digits_release(
+            "efficient_vmamba_nano", 195_386, 98.33, pool_size=(1, 1), first_conv="stem.conv1"
         ),
     }
 )

@@ -19,14 +19,16 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from .._messages import choose
+from ..layers.depthwise import apply_depthwise, conv_silu
 from ..layers.mlp import Mlp
+from ..layers.residual import add_to
 from ..layers.selective import SelectiveScan
 from ..layers.ss2d import PathBuilder
 from ..ops import paths
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, init_linear_layers
 from ._keys import Key, KeyTable
-from ._release import Release, register_releases
+from ._release import Release, digits_release, register_releases
 from .vmamba import ConvDownsample
 
 LAYERS = ("released", "paper")
@@ -104,7 +106,7 @@ class GroupedScan(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shape = x.shape
         x, z = self.in_proj(self._split(x)).chunk(2, dim=-1)
-        x = F.silu(self.conv(x.reshape(shape).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        x = conv_silu(self.conv, x.reshape(shape))
         x = self._split(x).repeat_interleave(self.directions, dim=2) if self.directions > 1 else self._split(x)
         y = self.scan(x, self.paths(*shape[1:3], device=x.device), merge=False)
         if self.directions > 1:
@@ -159,8 +161,7 @@ class ConvMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.fc2(F.gelu(x))
+        return self.fc2(F.gelu(apply_depthwise(self.conv, self.fc1(x))))
 
 
 class Block(nn.Module):
@@ -175,7 +176,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.mixer(x))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return add_to(x, self.drop_path(self.mlp(self.norm2(x))))
 
 
 class PaperBlock(nn.Module):
@@ -497,13 +498,8 @@ default_cfgs = register_releases(
         "groupmamba_tiny.in1k": _release("tiny", 23_361_917, 4.5, 83.3, "1TrYYs0uGZbja_2ONQLyfiNdp8C5ZYP1o"),
         "groupmamba_small.in1k": _release("small", 34_781_555, 7.0, 83.9, "1vTN9ynDcsDuOVrcT9GcQ5nBSk-hXySlh"),
         "groupmamba_base.in1k": _release("base", 57_150_838, 14.0, 84.5, "1A_srBeDYpsinU5W3PAEADu1saoz413EU"),
-        "groupmamba_nano": Release(
-            params=238_873,
-            num_classes=10,
-            input_size=(3, 32, 32),
-            pool_size=(1, 1),
-            crop_pct=1.0,
-            first_conv="stem.conv1",
+        "groupmamba_nano.digits": digits_release(
+            "groupmamba_nano", 238_873, 99.16, pool_size=(1, 1), first_conv="stem.conv1"
         ),
     }
 )

@@ -21,7 +21,7 @@ from .._messages import choose
 from ..layers.patches import PatchMerging, PatchStem
 from ..layers.selective import SelectiveScan
 from ..layers.ss2d import SS2D
-from ..ops import paths
+from ..ops import depthwise_conv, paths
 from ..ops.reorder import reorder
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, init_linear_layers
@@ -36,7 +36,7 @@ from ._plain import (
     insert_rows,
     remove_rows,
 )
-from ._release import Release, register_releases
+from ._release import Release, digits_release, register_releases
 
 Directions = Sequence[Sequence[str]]
 
@@ -313,7 +313,7 @@ def step_table(H: int, W: int, names: Sequence[str], class_token: str, *, device
 
 
 class WalkConv(nn.Module):
-    """Depthwise causal convolution along each of K walks, with its own taps: (batch, T, K, E) to the same shape."""
+    """Depthwise causal convolution along each of K walks, with its own taps, then SiLU: (batch, T, K, E) to the same shape."""
 
     def __init__(self, channels: int, num_paths: int, taps: int = 4) -> None:
         super().__init__()
@@ -321,12 +321,15 @@ class WalkConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_paths, channels).uniform_(-(taps**-0.5), taps**-0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        # As a channels-last map of height 1 the steps are read in place; conv1d would transpose them twice.
-        line = x.flatten(2).transpose(1, 2).unsqueeze(2)
-        weight = self.weight.flatten(0, 1).unsqueeze(2)
-        padding = (0, weight.shape[-1] - 1)
-        line = F.conv2d(line, weight, self.bias.flatten(), padding=padding, groups=weight.shape[0])
-        return line[..., : x.shape[1]].squeeze(2).transpose(1, 2).unflatten(2, x.shape[2:])
+        # All walks' channels side by side are the channels of a map of one row.
+        y = depthwise_conv(
+            x.flatten(2).unsqueeze(1),
+            self.weight.flatten(0, 1).transpose(0, 1).unsqueeze(2),
+            self.bias.flatten()[None],
+            left=(self.weight.shape[-1] - 1,),
+            silu=True,
+        )
+        return y.view(x.shape)
 
 
 class LocalVimMixer(nn.Module):
@@ -387,7 +390,7 @@ class LocalVimMixer(nn.Module):
         """Convolution and scan along every direction: (batch, L, E) to (batch, L, K, E), float32 or wider."""
         walk = walk_table(*grid, self.directions, self.class_token, device=x.device)
         steps = step_table(*grid, self.directions, self.class_token, device=x.device)
-        x = F.silu(self.conv(reorder(x, walk, steps, complete=True)))
+        x = self.conv(reorder(x, walk, steps, complete=True))
         straight = paths.directions(1, walk.shape[1], ("h",) * walk.shape[0], device=x.device)
         return reorder(self.scan(x, straight, merge=False), steps, walk, complete=True)
 
@@ -520,25 +523,11 @@ default_cfgs = register_releases(
         "local_vim_small_wo_search": _release(
             27_783_784, 4.8, 81.0, first_conv="stem.proj", note="reported in the paper; no weights were released"
         ),
-        "local_vim_nano": _release(
-            110_266,
-            None,
-            None,
-            first_conv="stem.proj",
-            num_classes=10,
-            input_size=(3, 32, 32),
-            pool_size=(8, 8),
-            crop_pct=1.0,
+        "local_vim_nano.digits": digits_release(
+            "local_vim_nano", 110_266, 98.61, paper="2403.09338", pool_size=(8, 8), first_conv="stem.proj"
         ),
-        "local_vmamba_nano": _release(
-            254_966,
-            None,
-            None,
-            first_conv="stem.conv1",
-            num_classes=10,
-            input_size=(3, 32, 32),
-            pool_size=(1, 1),
-            crop_pct=1.0,
+        "local_vmamba_nano.digits": digits_release(
+            "local_vmamba_nano", 254_966, 98.61, paper="2403.09338", pool_size=(1, 1), first_conv="stem.conv1"
         ),
     }
 )

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from .._messages import choose
 from ..layers.mlp import Mlp
 from ..layers.norm import LayerNorm2d
+from ..layers.residual import add_to
 from ..layers.selective import SelectiveScan
-from ..ops import paths
+from ..ops import depthwise_conv, paths
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, init_linear_layers
 from ._keys import Key, KeyTable
-from ._release import Release, register_releases
+from ._release import Release, digits_release, register_releases
 
 Size = int | tuple[int, int]
 
@@ -110,23 +111,22 @@ class MambaVisionMixer(nn.Module):
         x = self.in_proj(x)
         if self.side_conv is not None:
             weight = torch.cat((self.conv.weight, self.side_conv.weight))
-            x, z = F.silu(self._convolve(x, weight)).chunk(2, dim=-1)
+            x, z = self._convolve(x, weight).chunk(2, dim=-1)
         elif self.side_branch == "plain":
             x, z = x.chunk(2, dim=-1)
-            x, z = F.silu(self._convolve(x, self.conv.weight)), F.silu(z)
+            x, z = self._convolve(x, self.conv.weight), F.silu(z)
         else:
-            x, z = F.silu(self._convolve(x, self.conv.weight)), None
+            x, z = self._convolve(x, self.conv.weight), None
         y = self.scan(x, paths.raster(1, x.shape[1], device=x.device)).to(x.dtype)
         if z is not None:
             y = torch.cat((y, z), dim=-1) if self.merge == "concat" else y * z
         return self.out_proj(y)
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Depthwise over L, kernel 3, zero padding: (batch, L, C) to the same shape."""
-        # As a channels-last map of one row, convolution kernels read tokens as they lie; conv1d would transpose them twice.
-        row = x.transpose(1, 2).unsqueeze(2)
-        row = F.conv2d(row, weight.unsqueeze(2), padding=(0, 2 if self.causal else 1), groups=weight.shape[0])
-        return row[..., : x.shape[1]].squeeze(2).transpose(1, 2)
+        """Depthwise over L, kernel 3, zero padding, then SiLU: (batch, L, C) to the same shape."""
+        # As a map of one row; conv1d would transpose the tokens twice.
+        weight = weight.unsqueeze(2).transpose(0, 1)
+        return depthwise_conv(x.unsqueeze(1), weight, left=(2 if self.causal else 1,), silu=True)[:, 0, :, 0]
 
 
 class Attention(nn.Module):
@@ -163,7 +163,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(_scaled(self.mixer(self.norm1(x)), self.scale1))
-        return x + self.drop_path(_scaled(self.mlp(self.norm2(x)), self.scale2))
+        return add_to(x, self.drop_path(_scaled(self.mlp(self.norm2(x)), self.scale2)))
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
@@ -189,8 +189,9 @@ def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
         torch.Size([12, 9, 8])
     """
     h, w = window
-    if x.shape[2] % h or x.shape[3] % w:
-        x = F.pad(x, (0, -x.shape[3] % w, 0, -x.shape[2] % h))
+    if x.shape[2] % h or x.shape[3] % w or torch.compiler.is_exporting():  # there, sizes are open: by zero if need be
+        rows, columns = (x.shape[2] + h - 1) // h, (x.shape[3] + w - 1) // w
+        x = F.pad(x, (0, columns * w - x.shape[3], 0, rows * h - x.shape[2]))
     x = x.permute(0, 2, 3, 1).unflatten(2, (-1, w)).unflatten(1, (-1, h))
     return x.transpose(2, 3).flatten(3, 4).flatten(0, 2).contiguous()
 
@@ -435,13 +436,8 @@ default_cfgs = register_releases(
         "mambavision_large3_512.in21k_ft_in1k": _release(
             "L3-512-21K", 739_570_472, 489.1, 88.1, 98.6, 512, crop_pct=0.93, crop_mode="squash"
         ),
-        "mambavision_nano": Release(
-            params=231_954,
-            num_classes=10,
-            input_size=(3, 32, 32),
-            pool_size=(1, 1),
-            crop_pct=1.0,
-            first_conv="stem.conv1",
+        "mambavision_nano.digits": digits_release(
+            "mambavision_nano", 231_954, 97.49, pool_size=(1, 1), first_conv="stem.conv1"
         ),
     }
 )

@@ -22,7 +22,7 @@ from ..layers.vim_mixer import VimMixer
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, init_linear_layers
 from ._keys import Key, KeyTable
-from ._release import Release, register_releases
+from ._release import Release, digits_release, register_releases
 
 Box = tuple[int, int, int, int]
 TRANSFORMS = ("auto", "fft", "real")
@@ -157,7 +157,8 @@ def _transform(real: Tensor, imaginary: Tensor, dim: int, sign: int) -> tuple[Te
         return swapped[0].transpose(0, 1).contiguous(), swapped[1].transpose(0, 1).contiguous()
     shape, n = real.shape, real.shape[dim]
     steps = torch.arange(n, device=real.device)
-    angles = (2 * math.pi / n) * (steps[:, None] * steps % n).to(real.dtype)
+    # n as a tensor, because ONNX has no remainder by a size that is open.
+    angles = (2 * math.pi / n) * (steps[:, None] * steps % (steps[-1] + 1)).to(real.dtype)
     real, imaginary = (values.flatten(dim + 1).flatten(0, dim - 1) for values in (real, imaginary))
     cos, sin = ((table / n**0.5).expand(real.shape[0], -1, -1) for table in (angles.cos(), sign * angles.sin()))
     real, imaginary = torch.bmm(cos, real) - torch.bmm(sin, imaginary), torch.bmm(sin, real) + torch.bmm(cos, imaginary)
@@ -510,8 +511,14 @@ default_cfgs = register_releases(
         "simba_small_mlp": _release(26_591_088, 5.0, 84.0),
         "simba_base_mlp": _release(40_209_744, 9.0, 84.7),
         "simba_large_mlp": _release(66_762_512, 16.3, 49.0, note="no weights were released; unstable in training"),
-        "simba_nano": _release(
-            239_276, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0, note=""
+        "simba_nano.digits": digits_release(
+            "simba_nano",
+            239_276,
+            98.89,
+            paper="2403.15360",
+            pool_size=(1, 1),
+            first_conv="stem.conv1",
+            classifier=("head", "aux_head"),
         ),
     }
 )

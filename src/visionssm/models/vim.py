@@ -18,7 +18,7 @@ from ._backbone import drop_path_rates
 from ._build import build_model
 from ._keys import Key, KeyTable
 from ._plain import PlainBackbone, TwoStreamBlock, evenly_spaced, init_plain
-from ._release import Release, register_releases
+from ._release import Release, digits_release, register_releases
 
 INITS = ("released", "legacy")
 
@@ -142,14 +142,7 @@ default_cfgs = register_releases(
             98_007_784, 83.2, None, "", "", 27, note="reported in the paper; no weights were released"
         ),
         "vim_tiny_legacy.in1k": _release(7_148_008, 73.1, 91.1, "Vim-tiny", "vim_tiny_73p1.pth", 14),
-        "vim_nano": Release(
-            params=177_290,
-            num_classes=10,
-            input_size=(3, 32, 32),
-            pool_size=(4, 4),
-            crop_pct=1.0,
-            first_conv="stem.proj",
-        ),
+        "vim_nano.digits": digits_release("vim_nano", 177_290, 98.05, pool_size=(4, 4), first_conv="stem.proj"),
     }
 )
 

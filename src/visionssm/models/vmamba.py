@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from .._messages import choose
 from ..layers.mlp import Mlp
 from ..layers.patches import PatchMerging, PatchStem
+from ..layers.residual import add_to
 from ..layers.ss2d import SS2D, ConvNorm, PathBuilder, SoftmaxNorm
 from ..ops import paths
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, init_linear_layers
 from ._keys import Key, KeyTable
-from ._release import Release, register_releases
+from ._release import Release, digits_release, register_releases
 
 
 class ConvStem(nn.Sequential):
@@ -89,7 +90,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.mixer(self.norm1(x)))
         if self.mlp is not None and self.norm2 is not None:
-            x = x + self.drop_path(self.mlp(self.norm2(x)))
+            x = add_to(x, self.drop_path(self.mlp(self.norm2(x))))
         return x
 
 
@@ -238,7 +239,7 @@ class VMamba(HierarchicalBackbone):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def run_stem(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
+        x = super().run_stem(x)
         if self.pos_embed is None:
             return x
         return x + _resized(self.pos_embed, x.shape[1:3]).permute(0, 2, 3, 1)
@@ -342,8 +343,8 @@ default_cfgs = register_releases(
         "vmamba_tiny_m2": _release(25_340_296, None, None, note="no weights were released"),
         "vmamba_small_m2": _release(39_079_816, None, None, note="no weights were released"),
         "vmamba_base_m2": _release(67_527_528, None, None, note="no weights were released"),
-        "vmamba_nano": _release(
-            250_986, None, None, num_classes=10, input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0
+        "vmamba_nano.digits": digits_release(
+            "vmamba_nano", 250_986, 99.16, paper="2401.10166", pool_size=(1, 1), first_conv="stem.conv1"
         ),
     }
 )

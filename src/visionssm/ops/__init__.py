@@ -3,14 +3,18 @@
 from . import paths
 from .api import path_scan, selective_scan
 from .backends import default_backend, explain_backend
+from .depthwise import depthwise_conv
 from .discretize import ssm_convolution_kernel, zero_order_hold
 from .matrix_product import linear
 from .multihead import multihead_scan
+from .perceptron import mlp
 
 __all__ = [
     "default_backend",
+    "depthwise_conv",
     "explain_backend",
     "linear",
+    "mlp",
     "multihead_scan",
     "path_scan",
     "paths",

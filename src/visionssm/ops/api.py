@@ -7,9 +7,10 @@ from torch import Tensor
 from . import reference, torch_chunked
 from . import schema as _schema  # noqa: F401  registers torch.ops.visionssm.path_scan
 from .backends import choose_backend
-from .checks import check_path, check_tensors
+from .checks import check_tensors, path_facts
+from .observe import observers
 from .paths import raster
-from .tensors import ScanTensors
+from .tensors import ScanTensors, without_autocast
 
 DISCRETIZATIONS = ("euler", "zoh")
 
@@ -92,8 +93,7 @@ def path_scan(
     dtype = torch.promote_types(x.dtype, dt.dtype)
     chosen = choose_backend(backend, x.device, dtype)
     # Entries are data: under tracing and on the meta device they are not there to look at.
-    abstract = torch.compiler.is_compiling() or x.is_meta
-    complete = False if abstract else check_path(path, sizes.L)
+    facts = path_facts(path, sizes.L, abstract=torch.compiler.is_compiling() or x.is_meta)
 
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     x, dt = x.to(dtype), dt.to(dtype)
@@ -103,14 +103,17 @@ def path_scan(
     dt_weight = None if dt_weight is None else dt_weight.to(dtype)
     tensors = ScanTensors(x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state)
     zoh = discretization == "zoh"
+    for observer in observers:
+        observer(tensors, softplus, zoh)
 
     needs_grad = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
     if chosen == "reference" or (chosen == "torch" and not needs_grad and not x.is_meta):
         plain = reference if chosen == "reference" else torch_chunked
-        y, last = plain.scan(tensors, softplus=softplus, zoh=zoh, merge=merge, out_dtype=out_dtype)
+        with without_autocast(x.device):
+            y, last = plain.scan(tensors, softplus=softplus, zoh=zoh, merge=merge, out_dtype=out_dtype)
     else:
         y, last, _ = torch.ops.visionssm.path_scan(
-            *tensors, softplus, zoh, merge, complete, chosen, out_dtype, needs_grad
+            *tensors, softplus, zoh, merge, *facts, chosen, out_dtype, needs_grad
         )
     return (y, last) if return_last_state else y
 

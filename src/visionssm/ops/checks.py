@@ -78,27 +78,43 @@ def _shape(value: Tensor) -> tuple[int, ...]:
     return tuple(value.shape)
 
 
-_checked: dict[int, tuple[weakref.ref[Tensor], int, int, bool]] = {}
+class PathFacts(NamedTuple):
+    """What is known about a table of paths.
 
-
-def check_path(path: Tensor, length: int) -> bool:
-    """Checks the entries of a (K, T) table for maps of `length` positions; returns whether every path visits every
-    position.
-
-    The answer is remembered for as long as the tensor lives and is not written to.
+    Args:
+        complete: every path visits every position.
+        mirrored: path k + K / 2 is path k from its end, for each k of the first half.
     """
+
+    complete: bool
+    mirrored: bool
+
+
+UNKNOWN = PathFacts(complete=False, mirrored=False)
+_checked: dict[int, tuple[weakref.ref[Tensor], int, int, PathFacts]] = {}
+
+
+def path_facts(path: Tensor, length: int, abstract: bool) -> PathFacts:
+    """Checks the entries of a (K, T) table for maps of `length` positions, and says what they are like.
+
+    The answer is remembered for as long as the tensor lives and is not written to. Where entries are not there to look at
+    (`abstract`: under tracing, or on the meta device), it is what the functions of `visionssm.ops.paths` say of the tables that
+    they make, and nothing of others.
+    """
+    if abstract:
+        return getattr(path, "facts", UNKNOWN)
     version = 0 if path.is_inference() else path._version
     known = _checked.get(id(path))
     if known is not None and known[0]() is path and known[1:3] == (version, length):
         return known[3]
-    complete = _check_entries(path, length)
+    facts = _check_entries(path, length)
     if len(_checked) > 4096:
         _checked.clear()
-    _checked[id(path)] = (weakref.ref(path), version, length, complete)
-    return complete
+    _checked[id(path)] = (weakref.ref(path), version, length, facts)
+    return facts
 
 
-def _check_entries(path: Tensor, length: int) -> bool:
+def _check_entries(path: Tensor, length: int) -> PathFacts:
     table = path.cpu().long()
     lowest, highest = int(table.min()), int(table.max())
     if lowest < -1 or highest >= length:
@@ -114,4 +130,6 @@ def _check_entries(path: Tensor, length: int) -> bool:
         raise ValueError(
             f"path: row {k} visits position {position} more than once; a path visits each position at most once"
         )
-    return bool((visits == 1).all())
+    half = table.shape[0] // 2
+    mirrored = table.shape[0] == 2 * half and torch.equal(table[:half].flip(1), table[half:])
+    return PathFacts(complete=bool((visits == 1).all()), mirrored=mirrored)

@@ -18,13 +18,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.flop_counter import register_flop_formula
 
 from .._machine import processor
 from .schema import _library
 
 CHOICES = ("auto", "torch", "onednn")
-_NEEDED_GAIN = 1.2  # of the median times; below that a second library in use is not worth its caches
+DTYPES = (torch.float32, torch.bfloat16)
+_NEEDED_GAIN = 1.05  # of the median times; below that a second library in use is not worth its caches
 
 _library.define("linear(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
 _library.define("linear_weight_gradient(Tensor grad, Tensor x) -> Tensor")
@@ -39,68 +41,80 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
         bias: (out) or None.
         gelu: apply the exact GELU to the result; without gradients it costs no pass over memory.
 
-    float32 on the CPU outside of autocast goes by the measurement, or by the environment variable VISIONSSM_LINEAR ("auto",
-    "torch", "onednn"); everything else, and what is exported, is torch's own.
+    float32 and bfloat16 on the CPU outside of autocast go by the measurement, or by the environment variable VISIONSSM_LINEAR
+    ("auto", "torch", "onednn"); everything else, and what is exported, is torch's own.
 
     Example:
         >>> linear(torch.ones(2, 3), torch.ones(4, 3)).shape
         torch.Size([2, 4])
     """
-    plain = x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32
-    if plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting() or not uses_onednn():
+    if not on_plain_cpu(x, weight) or not uses_onednn(x.dtype):
         y = F.linear(x, weight, bias)
         return F.gelu(y) if gelu else y
-    fused = gelu and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+    recorded = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, weight, bias))
+    fused = gelu and not recorded
     y = torch.ops.visionssm.linear(x, weight, bias, fused)
     return F.gelu(y) if gelu and not fused else y
 
 
+def on_plain_cpu(x: Tensor, *weights: Tensor) -> bool:
+    """Whether the operators below take these; not, for example, where quantisation has put another kind of tensor in place."""
+    return (
+        x.device.type == "cpu"
+        and all(weight.dtype == x.dtype and not is_traceable_wrapper_subclass(weight) for weight in weights)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_exporting()
+    )
+
+
 @torch.compiler.assume_constant_result
-def uses_onednn() -> bool:
-    """Whether :func:`linear` takes oneDNN on this machine; decided at the first call and kept for the process."""
-    global _onednn
-    if _onednn is None:
-        _onednn = _decide()
-    return _onednn
+def uses_onednn(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether :func:`linear` takes oneDNN for this dtype on this machine; decided at the first call and kept for the process."""
+    if dtype not in DTYPES:
+        return False
+    if dtype not in _decisions:
+        _decisions[dtype] = _decide(dtype)
+    return _decisions[dtype]
 
 
-_onednn: bool | None = None
+_decisions: dict[torch.dtype, bool] = {}
 
 
-def _decide() -> bool:
+def _decide(dtype: torch.dtype) -> bool:
     choice = os.environ.get("VISIONSSM_LINEAR", "auto")
     if choice not in CHOICES:
         raise ValueError(f"VISIONSSM_LINEAR: got {choice!r}, choose from {', '.join(CHOICES)}")
-    if choice != "auto":
+    available = torch.backends.mkldnn.is_available()
+    if dtype == torch.bfloat16:
+        available = available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if choice != "auto" or not available:
         return choice == "onednn"
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return _remembered()["onednn_gain"] >= _NEEDED_GAIN
+    return _remembered(dtype) >= _NEEDED_GAIN
 
 
-def _remembered() -> dict[str, float]:
-    """The measurement of this machine: read from the user's cache, or made now and kept there."""
+def _remembered(dtype: torch.dtype) -> float:
+    """The gain on this machine: read from the user's cache, or measured now and kept there."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visionssm"
-    key = f"{torch.__version__} {platform.machine()} {processor()} {torch.get_num_threads()}"
+    key = f"{torch.__version__} {platform.machine()} {processor()} {torch.get_num_threads()} {dtype}"
     file = cache / f"linear-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
     try:
         found = json.loads(file.read_text())
         if isinstance(found, dict) and isinstance(found.get("onednn_gain"), float):
-            return found
+            return found["onednn_gain"]
     except (OSError, ValueError):
         pass
-    measured = {"onednn_gain": measure_gain()}
+    gain = measure_gain(dtype)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(measured))
+        unfinished.write_text(json.dumps({"onednn_gain": gain}))
         os.replace(unfinished, file)
     except OSError:
         pass  # a home that cannot be written to: the next process measures again
-    return measured
+    return gain
 
 
-def measure_gain(repeats: int = 5) -> float:
+def measure_gain(dtype: torch.dtype = torch.float32, repeats: int = 5) -> float:
     """How many times faster oneDNN's product is than torch's, over sizes that the models here have; about 0.1 s.
 
     The two take turns, and the smallest of all ratios of medians decides, so that a busy machine does not switch by accident.
@@ -108,7 +122,7 @@ def measure_gain(repeats: int = 5) -> float:
     gains = []
     with torch.no_grad():
         for rows, inner, outer in ((3136, 96, 384), (784, 384, 1536)):
-            x, weight, bias = torch.ones(rows, inner), torch.ones(outer, inner), torch.ones(outer)
+            x, weight, bias = (torch.ones(*shape, dtype=dtype) for shape in ((rows, inner), (outer, inner), (outer,)))
             pair: tuple[Callable[[], Any], ...] = (
                 partial(F.linear, x, weight, bias),
                 partial(torch.ops.visionssm.linear, x, weight, bias, False),
@@ -125,15 +139,21 @@ def measure_gain(repeats: int = 5) -> float:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    # oneDNN reads dense rows; a bare transpose of a gradient is not.
+    # oneDNN reads dense rows, and weights as they lie or transposed.
+    weight = weight if weight.t().is_contiguous() else weight.contiguous()
     post = "gelu" if gelu else "none"
-    return torch.ops.mkldnn._linear_pointwise(
-        x.contiguous(), weight.contiguous(), bias, post, [], "none" if gelu else ""
-    )
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, post, [], "none" if gelu else "")
 
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    return grad.flatten(0, -2).t() @ x.flatten(0, -2)
+    grad, x = grad.flatten(0, -2), x.flatten(0, -2)
+    # MKL is faster where the result has more rows than columns.
+    return grad.t() @ x if grad.shape[1] >= x.shape[1] else (x.t() @ grad).t()
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """x W^T + bias of a matrix x, without autograd, by what was measured to be faster; GELU fused by oneDNN alone."""
+    return _forward(x, weight, bias, gelu) if uses_onednn(x.dtype) else F.linear(x, weight, bias)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -145,9 +165,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    # Where gradients of gradients are asked for, all of it has to be differentiable.
+    weight_gradient = _weight_gradient if torch.is_grad_enabled() else torch.ops.visionssm.linear_weight_gradient
     return (
         torch.ops.visionssm.linear(grad, weight.t(), None, False) if needs_x else None,
-        torch.ops.visionssm.linear_weight_gradient(grad, x) if needs_weight else None,
+        weight_gradient(grad, x) if needs_weight else None,
         grad.flatten(0, -2).sum(0) if ctx.has_bias and needs_bias else None,
         None,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import backends, paths
 from .api import path_scan
-from .checks import check_path
+from .checks import path_facts
 from .reorder import reorder
 from .walk import state_dtype
 
@@ -133,7 +133,7 @@ def _scan(
     """(batch, L, K, E) in float32 or float64."""
     exact, L, heads = state_dtype(x.dtype), x.shape[1], A.shape[1]
     abstract = torch.compiler.is_compiling() or x.is_meta
-    complete = False if abstract else check_path(path, L)
+    complete = path_facts(path, L, abstract).complete
     steps = paths.inverse(path, L)
     x, dt, B, C = (reorder(values.to(exact), path, steps, complete) for values in (x, dt, B, C))
     delta = dt if dt_bias is None else dt + dt_bias.to(exact)

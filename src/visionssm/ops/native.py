@@ -18,14 +18,15 @@ from torch import Tensor
 from .tensors import ScanTensors
 from .walk import state_dtype
 
-_CHECKPOINT_STEPS = 32
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+_CHECKPOINT_STEPS = 64
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _DONE, _BAD_PATH, _NO_MEMORY = 0, 1, 2
 _NO_TENSOR = (0, 0, 0, 0, 0)
 
 
 def checkpoint_steps(N: int) -> int:
-    """Steps between two states that forward keeps for backward: with N = 1 and four paths they take an eighth of x's memory."""
+    """Steps between two states that forward keeps for backward: with N = 1 and four paths they take a sixteenth of x's memory,
+    an eighth where x has 16 bits."""
     return _CHECKPOINT_STEPS
 
 
@@ -54,6 +55,7 @@ def _load() -> tuple[Any, str | None]:
     library.visionssm_use_instruction_set.restype = ctypes.c_char_p
     for call in (library.visionssm_path_scan, library.visionssm_path_scan_backward):
         call.argtypes, call.restype = [ctypes.c_void_p], ctypes.c_int64
+    library.visionssm_depthwise.argtypes, library.visionssm_depthwise.restype = [ctypes.c_void_p], None
     wanted = os.environ.get("VISIONSSM_CPU", "")
     if library.visionssm_use_instruction_set(wanted.encode()) is None:
         return (
@@ -160,11 +162,25 @@ def backward(
     return grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_dt_bias, grad_dt_weight, grad_initial_state
 
 
+def depthwise(numbers: array) -> None:
+    """Runs a depthwise convolution; `numbers` are the fields of csrc/depthwise_arguments.h."""
+    _load()[0].visionssm_depthwise(numbers.buffer_info()[0])
+
+
 class _Inputs:
     """The inputs in the form that the library reads; it holds on to whatever had to be copied."""
 
     def __init__(self, tensors: ScanTensors) -> None:
         x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state = tensors
+        if 0 in (
+            *A.shape,
+            *path.shape,
+            x.shape[1],
+        ):  # path_scan refuses it before; a direct call of the operator does not
+            raise ValueError(
+                f"every size but batch must be at least 1, got A (K, E, N) = {tuple(A.shape)}, path (K, T) = {tuple(path.shape)} "
+                f"and L={x.shape[1]} positions of x"
+            )
         self.exact = exact = state_dtype(x.dtype)
         self.x, self.dt, self.B, self.C = (_readable(value, exact) for value in (x, dt, B, C))
         self.A, self.D, self.dt_bias, self.initial_state = (
@@ -198,7 +214,7 @@ class _Inputs:
                 self.path.data_ptr(), self.path.stride(0),
                 *_view(self.x), *_view(self.dt), *_view(self.B), *_view(self.C),
                 _pointer(self.A), _pointer(self.D), _pointer(self.dt_bias),
-                _pointer(weight), 0 if weight is None else _DTYPES[weight.dtype],
+                _pointer(weight), 0 if weight is None else DTYPES[weight.dtype],
                 _pointer(self.initial_state), _pointer(checkpoints),
                 *results,
                 0, 0, 0,
@@ -220,7 +236,7 @@ def _readable(value: Tensor, exact: torch.dtype) -> Tensor:
 def _view(value: Tensor) -> tuple[int, int, int, int, int]:
     """Pointer, dtype, and strides of batch, position and path; a map shared by all paths has path stride 0."""
     strides = value.stride()
-    return value.data_ptr(), _DTYPES[value.dtype], strides[0], strides[1], strides[2] if len(strides) == 4 else 0
+    return value.data_ptr(), DTYPES[value.dtype], strides[0], strides[1], strides[2] if len(strides) == 4 else 0
 
 
 def _pointer(value: Tensor | None) -> int:

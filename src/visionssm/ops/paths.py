@@ -7,27 +7,41 @@ with dynamic sizes.
 """
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checks import PathFacts
+
 Device = str | torch.device | None
 _Builder = Callable[..., Tensor]
 
 
-def cached(build: _Builder) -> _Builder:
+def cached(build: _Builder | None = None, *, complete: bool = False, mirrored: bool = False) -> Any:
     """Decorator for functions of a grid, `build(H, W, ..., device=None)`, that make tables: each is made once.
 
-    Under torch.compile and torch.export nothing is remembered, and the table is computed in the graph.
+    Under torch.compile and torch.export nothing is remembered, and the table is computed in the graph. Its entries can't be
+    looked at there, so the decorator says what saves time to know: whether every path visits every position (`complete`), and
+    whether path k + K / 2 is path k from its end (`mirrored`). Other tables are taken for neither.
     """
-    remembered = lru_cache(maxsize=512)(build)
+    if build is None:
+        return partial(cached, complete=complete, mirrored=mirrored)
+    facts = PathFacts(complete, mirrored)
+
+    def make(*args: Any, **kwargs: Any) -> Tensor:
+        path = build(*args, **kwargs)
+        if complete:
+            path.facts = facts  # type: ignore[attr-defined]
+        return path
+
+    remembered = lru_cache(maxsize=512)(make)
 
     @wraps(build)
     def table(H: int, W: int, *args: object, device: Device = None, **kwargs: object) -> Tensor:
         if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-            return build(H, W, *args, device=device, **kwargs)
+            return make(H, W, *args, device=device, **kwargs)
         if min(H, W) < 1:
             raise ValueError(f"grid: got {H} x {W}, need at least 1 x 1")
         with torch.inference_mode(False):
@@ -57,7 +71,7 @@ def _rows(*paths: Tensor) -> Tensor:
     return torch.stack([path.reshape(-1) for path in paths])
 
 
-@cached
+@cached(complete=True)
 def raster(H: int, W: int, *, device: Device = None) -> Tensor:
     """Row by row, left to right: (1, H W).
 
@@ -68,7 +82,7 @@ def raster(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(_grid(H, W, device))
 
 
-@cached
+@cached(complete=True)
 def transposed(H: int, W: int, *, device: Device = None) -> Tensor:
     """Column by column, top to bottom: (1, H W).
 
@@ -89,7 +103,7 @@ def reverse(path: Tensor) -> Tensor:
     return path.flip(1)
 
 
-@cached
+@cached(complete=True, mirrored=True)
 def cross(H: int, W: int, *, device: Device = None) -> Tensor:
     """VMamba's four paths ("cross2d", arXiv 2401.10166): raster, transposed, and both reversed: (4, H W).
 
@@ -104,7 +118,7 @@ def cross(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(grid, columns, grid.flip(0, 1), columns.flip(0, 1))
 
 
-@cached
+@cached(complete=True)
 def cross_cycle(H: int, W: int, count: int, *, device: Device = None) -> Tensor:
     """The four paths of :func:`cross` over and over, `count` in all: (count, H W).
 
@@ -118,7 +132,7 @@ def cross_cycle(H: int, W: int, count: int, *, device: Device = None) -> Tensor:
     return cross(H, W, device=device).repeat((count + 3) // 4, 1)[:count]
 
 
-@cached
+@cached(complete=True)
 def raster_transposed(H: int, W: int, *, device: Device = None) -> Tensor:
     """Raster, transposed, and both again: (4, H W).
 
@@ -136,20 +150,20 @@ def raster_transposed(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(grid, columns, grid, columns)
 
 
-@cached
+@cached(complete=True)
 def unidirectional(H: int, W: int, *, device: Device = None) -> Tensor:
     """Four times the raster path (VMamba's "unidi" ablation): (4, H W)."""
     return _rows(*[_grid(H, W, device)] * 4)
 
 
-@cached
+@cached(complete=True, mirrored=True)
 def bidirectional(H: int, W: int, *, device: Device = None) -> Tensor:
     """Twice the raster path, then twice its reversal (VMamba's "bidi" ablation): (4, H W)."""
     grid = _grid(H, W, device)
     return _rows(grid, grid, grid.flip(0, 1), grid.flip(0, 1))
 
 
-@cached
+@cached(complete=True, mirrored=True)
 def forward_backward(H: int, W: int, *, device: Device = None) -> Tensor:
     """The raster path and its reversal (Vim, arXiv 2401.09417): (2, H W). With H = 1 the two directions of a sequence.
 
@@ -162,7 +176,7 @@ def forward_backward(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(grid, grid.flip(0, 1))
 
 
-@cached
+@cached(complete=True, mirrored=True)
 def rotations(H: int, W: int, *, device: Device = None) -> Tensor:
     """Path k walks the map rotated by k times 90 degrees counter-clockwise, row by row (VMamba's ablation): (4, H W).
 
@@ -191,7 +205,7 @@ def columns_forward_backward(H: int, W: int, *, device: Device = None) -> Tensor
     return torch.stack((grid, grid.flip(1)), dim=1).reshape(-1, H)
 
 
-@cached
+@cached(complete=True)
 def windows(H: int, W: int, size: int, *, device: Device = None) -> Tensor:
     """Window after window in raster order, raster order inside each (LocalMamba, arXiv 2403.09338): (1, T).
 
@@ -207,7 +221,7 @@ def windows(H: int, W: int, size: int, *, device: Device = None) -> Tensor:
     return _rows(tiles.transpose(1, 2))
 
 
-@cached
+@cached(complete=True)
 def directions(H: int, W: int, names: tuple[str, ...], *, device: Device = None) -> Tensor:
     """Paths by LocalMamba's names for them (arXiv 2403.09338), padded at the end to the longest: (K, T).
 
@@ -263,7 +277,7 @@ def atrous(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(grid[::2, ::2], grid[1::2, ::2].t(), grid[::2, 1::2], grid[1::2, 1::2].t())
 
 
-@cached
+@cached(complete=True)
 def zigzag(H: int, W: int, *, device: Device = None) -> Tensor:
     """Row by row, every second row from right to left, so that each step goes to a neighbour: (1, H W).
 
@@ -276,7 +290,7 @@ def zigzag(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(torch.where(odd, grid.flip(1), grid))
 
 
-@cached
+@cached(complete=True)
 def spiral(H: int, W: int, *, device: Device = None) -> Tensor:
     """From the top left corner clockwise inwards: (1, H W).
 
@@ -291,7 +305,7 @@ def spiral(H: int, W: int, *, device: Device = None) -> Tensor:
     return _rows(torch.cat(parts))
 
 
-@cached
+@cached(complete=True)
 def hilbert(H: int, W: int, *, device: Device = None) -> Tensor:
     """The Hilbert curve of the smallest square power of two that holds the grid, without the points outside: (1, H W).
 

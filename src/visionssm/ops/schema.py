@@ -9,7 +9,7 @@ and the FLOP counter see a single node whatever runs it. A back-end is a module 
                                           gradients, None where the input is None
 
 `complete` says that every path visits every position, so that each output is written by the first path and need not be
-zeroed.
+zeroed. `mirrored` says that path k + K / 2 is path k from its end; only the `triton` back-end can use that, in forward.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .backends import kernels
-from .tensors import ScanTensors
+from .tensors import ScanTensors, without_autocast
 from .walk import state_dtype
 
 _library = torch.library.Library("visionssm", "DEF")
@@ -27,7 +27,7 @@ _INPUTS = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, Tensor? dt_weight, Tensor path, "
     "Tensor? initial_state"
 )
-_OPTIONS = "bool softplus, bool zoh, bool merge, bool complete, str backend"
+_OPTIONS = "bool softplus, bool zoh, bool merge, bool complete, bool mirrored, str backend"
 _library.define(
     f"path_scan({_INPUTS}, {_OPTIONS}, ScalarType out_dtype, bool save) "
     "-> (Tensor y, Tensor last_state, Tensor checkpoints)"
@@ -37,23 +37,26 @@ _library.define(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 N_INPUTS = len(ScanTensors._fields)
-N_OPTIONS = 5
+N_OPTIONS = 6
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     tensors = ScanTensors(*arguments[:N_INPUTS])
-    softplus, zoh, merge, complete, backend, out_dtype, save = arguments[N_INPUTS:]
-    return kernels(backend).forward(
-        tensors, softplus=softplus, zoh=zoh, merge=merge, complete=complete, out_dtype=out_dtype, save=save
-    )
+    softplus, zoh, merge, complete, mirrored, backend, out_dtype, save = arguments[N_INPUTS:]
+    more = {"mirrored": mirrored} if backend == "triton" else {}
+    with without_autocast(tensors.x.device):
+        return kernels(backend).forward(
+            tensors, softplus=softplus, zoh=zoh, merge=merge, complete=complete, out_dtype=out_dtype, save=save, **more
+        )
 
 
 def _backward(grad_y: Tensor, grad_last: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     tensors = ScanTensors(*arguments[:N_INPUTS])
-    checkpoints, softplus, zoh, merge, complete, backend = arguments[N_INPUTS:]
-    gradients = kernels(backend).backward(
-        grad_y, grad_last, tensors, checkpoints, softplus=softplus, zoh=zoh, merge=merge, complete=complete
-    )
+    checkpoints, softplus, zoh, merge, complete, _, backend = arguments[N_INPUTS:]
+    with without_autocast(tensors.x.device):
+        gradients = kernels(backend).backward(
+            grad_y, grad_last, tensors, checkpoints, softplus=softplus, zoh=zoh, merge=merge, complete=complete
+        )
     shapes = _gradient_shapes(tensors)
     return tuple(
         tensors.x.new_empty(0) if shape is None else gradient.to(dtype)
@@ -78,7 +81,7 @@ def checkpoint_shape(tensors: ScanTensors, backend: str, save: bool) -> tuple[An
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     tensors = ScanTensors(*arguments[:N_INPUTS])
-    _, _, merge, _, backend, out_dtype, save = arguments[N_INPUTS:]
+    _, _, merge, _, _, backend, out_dtype, save = arguments[N_INPUTS:]
     x, (K, E, N) = tensors.x, tensors.A.shape
     exact = state_dtype(x.dtype)
     return (

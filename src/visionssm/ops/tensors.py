@@ -1,7 +1,9 @@
-"""The tensors of one call of the operator, in the order of its schema."""
+"""The tensors of one call of the operator, in the order of its schema, and the precision in which they are multiplied."""
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -18,3 +20,10 @@ class ScanTensors(NamedTuple):
     dt_weight: Tensor | None
     path: Tensor
     initial_state: Tensor | None
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Keeps autocast out of the operator's own products: their precision is that of the tensors."""
+    if device.type in ("cpu", "cuda", "xpu") and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -12,39 +12,19 @@ from .triton_common import (
     LN2,
     LOG2E,
     expm1_over_slope,
-    fence,
     find_steps,
     input_coefficient,
+    load_delta,
     load_or_zero,
     load_positions,
+    load_vector,
     load_weight,
     pick_row,
-    project_dt,
     scan_steps,
     shift_rows,
     sigmoid_of_softplus,
-    softplus,
 )
-from .triton_forward import chunk_scan, locate, sum_paths, tile_forward, walk_forward, write_rows  # noqa: F401  all kernels in one module
-
-
-@triton.jit
-def _load_delta(
-    dt, weight, bias, position, visited, is_step, mask, stride_dtl, lanes, ranks,
-    R: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    if R > 0:
-        raw = project_dt(dt, weight, position, visited, stride_dtl, ranks, R, PAD or TAIL, UPCAST)
-    else:
-        raw = load_or_zero(dt + position[:, None] * stride_dtl + lanes[None, :], mask, MASKED)
-    delta = raw + bias[None, :]
-    if SOFTPLUS:
-        delta = softplus(delta)
-    if R > 0:
-        delta = fence(delta)
-    if TAIL:
-        delta = tl.where(is_step[:, None], delta, 0.0)
-    return delta
+from .triton_forward import locate, write_rows
 
 
 @triton.jit
@@ -70,12 +50,13 @@ def _rebuild(
     rows, ranks = tl.arange(0, 16), tl.arange(0, RANKS)
     for n in range(N):
         tl.store(entering + n * BE, tl.load(checkpoint + n * E, mask=in_range, other=0.0))
+    tl.debug_barrier()
     for tile in range(tl.cdiv(length, 16)):
         steps, is_step = find_steps(tile * 16, length, rows, TAIL)
         position, visited = load_positions(path + span, steps, is_step, PAD, TAIL, WIDE)
         mask = visited[:, None] & in_range[None, :]
         x_rows = load_or_zero(x + position[:, None] * stride_xl + lanes[None, :], mask, MASKED)
-        delta = _load_delta(
+        delta = load_delta(
             dt, weight, bias, position, visited, is_step, mask, stride_dtl, lanes, ranks, R, SOFTPLUS, MASKED, PAD, TAIL, UPCAST
         )  # fmt: skip
         tl.store(deltas + steps[:, None] * BE, delta)
@@ -93,6 +74,7 @@ def _rebuild(
                     pick_row(h, rows, j * BT - 1),
                     mask=(lanes >= 0) & ((lanes * 0 + tile * 16 + j * BT) < length),
                 )
+        tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=["zero", "chunks", "chunk_steps", "T", "kept"])
@@ -149,12 +131,8 @@ def tile_backward(
             weight_k = load_weight(weight + k * E * R, channels, in_range, tl.arange(0, RANKS), R, UPCAST)
         else:
             weight_k = 0
-        bias = tl.zeros([BE], tl.float32)
-        if dt_bias is not None:
-            bias = tl.load(dt_bias + k * E + channels, mask=in_range, other=0.0)
-        skip = tl.zeros([BE], tl.float32)
-        if D is not None:
-            skip = tl.load(D + k * E + channels, mask=in_range, other=0.0)
+        bias = load_vector(dt_bias, k * E + channels, in_range, BE)
+        skip = load_vector(D, k * E + channels, in_range, BE)
         skip_sum = tl.zeros([BE], tl.float32)
         bias_sum = tl.zeros([BE], tl.float32)
         spans = tl.cdiv(stop - t0, STEPS)
@@ -167,7 +145,6 @@ def tile_backward(
                 stride_xl, stride_dtl, stride_Bl, E, lanes, in_range,
                 N, R, RANKS, BE, BT, SOFTPLUS, ZOH, MASK, PAD, TAIL, WIDE, UPCAST,
             )  # fmt: skip
-            tl.debug_barrier()
             tiles = tl.cdiv(length, BT)
             for j in range(tiles):
                 tile = tiles - 1 - j
@@ -251,9 +228,7 @@ def adjoint_states(
         weight_k = load_weight(weight + k * E * R, channels, in_range, ranks, R, UPCAST)
     else:
         weight_k = 0
-    bias = tl.zeros([BE], tl.float32)
-    if dt_bias is not None:
-        bias = tl.load(dt_bias + k * E + channels, mask=in_range, other=0.0)
+    bias = load_vector(dt_bias, k * E + channels, in_range, BE)
     delta_sum = tl.zeros([BE], tl.float32)
     for i in range(tl.cdiv(stop - t0, 16)):
         last = stop - 1 - i * 16
@@ -262,7 +237,7 @@ def adjoint_states(
         position, visited = load_positions(path, steps, is_step, PAD, TAIL, WIDE)
         mask = visited[:, None] & in_range[None, :]
         dy = load_or_zero(grad_y + position[:, None] * stride_yl + lanes[None, :], mask, MASK or PAD or TAIL)
-        delta = _load_delta(
+        delta = load_delta(
             dt, weight_k, bias, position, visited, is_step, mask, stride_dtl, lanes, ranks,
             R, SOFTPLUS, MASK or PAD or TAIL, PAD, TAIL, UPCAST,
         )  # fmt: skip

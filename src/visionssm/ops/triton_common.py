@@ -89,8 +89,8 @@ def _then(first, then):
 
 
 @triton.jit
-def pick_row(tile, rows, row: tl.constexpr):
-    """One row of a tile whose rows all live in each lane: costs nothing, since an OR with zero bits folds away."""
+def pick_row(tile, rows, row):
+    """One row of a tile whose rows all live in each lane: a constant one costs nothing, since an OR with zero bits folds away."""
     bits = tl.where((rows == row)[:, None], tile.to(tl.int32, bitcast=True), 0)
     return tl.reduce_or(bits, 0).to(tl.float32, bitcast=True)
 
@@ -100,6 +100,14 @@ def scan_steps(decay, drive, state, rows):
     """h[t] = decay[t] h[t - 1] + drive[t] along the rows of a tile, from `state`."""
     entering = tl.where((rows == 0)[:, None], decay * state[None, :], 0.0)
     _, h = tl.associative_scan((decay, drive + entering), 0, recurrence)
+    return h
+
+
+@triton.jit
+def scan_steps_back(decay, drive, state, rows, BT: tl.constexpr):
+    """The same from the last row to the first."""
+    entering = tl.where((rows == BT - 1)[:, None], decay * state[None, :], 0.0)
+    _, h = tl.associative_scan((decay, drive + entering), 0, recurrence, reverse=True)
     return h
 
 
@@ -176,3 +184,32 @@ def project_dt(
 def fence(tile):
     """Keeps the layout of tl.dot from spreading into what follows: a scan that changes nothing."""
     return tl.associative_scan(tile, 0, _then)
+
+
+@triton.jit
+def load_delta(
+    dt, weight, bias, position, visited, is_step, mask, stride, lanes, ranks,
+    R: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """The step sizes of a tile, from a dense dt or (R > 0) a low-rank one; 0 on rows that are no step."""
+    if R > 0:
+        raw = project_dt(dt, weight, position, visited, stride, ranks, R, PAD or TAIL, UPCAST)
+    else:
+        raw = load_or_zero(dt + position[:, None] * stride + lanes[None, :], mask, MASKED)
+    delta = raw + bias[None, :]
+    if SOFTPLUS:
+        delta = softplus(delta)
+    if R > 0:
+        delta = fence(delta)
+    if TAIL:
+        delta = tl.where(is_step[:, None], delta, 0.0)
+    return delta
+
+
+@triton.jit
+def load_vector(values, channels, in_range, BE: tl.constexpr):
+    """A path's D or dt bias; zeros where there is none."""
+    vector = tl.zeros([BE], tl.float32)
+    if values is not None:
+        vector = tl.load(values + channels, mask=in_range, other=0.0)
+    return vector

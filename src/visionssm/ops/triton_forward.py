@@ -11,14 +11,14 @@ import triton.language as tl
 
 from .triton_common import (
     LOG2E,
-    fence,
     find_steps,
     input_coefficient,
+    load_delta,
     load_or_zero,
     load_positions,
+    load_vector,
     load_weight,
     pick_row,
-    project_dt,
     scan_steps,
     softplus,
 )
@@ -86,17 +86,9 @@ def _tile(
     if MASK:
         mask = visited[:, None] & in_range[None, :]
     x_rows = load_or_zero(x + position[:, None] * stride_xl + lanes[None, :], mask, MASKED)
-    if R > 0:
-        raw = project_dt(dt, weight, position, visited, stride_dtl, ranks, R, PAD or TAIL, UPCAST)
-    else:
-        raw = load_or_zero(dt + position[:, None] * stride_dtl + lanes[None, :], mask, MASKED)
-    delta = raw + bias[None, :]
-    if SOFTPLUS:
-        delta = softplus(delta)
-    if R > 0:
-        delta = fence(delta)
-    if TAIL:
-        delta = tl.where(is_step[:, None], delta, 0.0)
+    delta = load_delta(
+        dt, weight, bias, position, visited, is_step, mask, stride_dtl, lanes, ranks, R, SOFTPLUS, MASKED, PAD, TAIL, UPCAST
+    )  # fmt: skip
     if SUM_DELTA:
         delta_sum += tl.sum(delta, 0)
     out = tl.zeros([BT, channels.shape[0]], tl.float32)
@@ -134,11 +126,19 @@ def tile_forward(
     K, T, E, chunks, chunk_steps, kept, zero,
     N: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, BE: tl.constexpr, BT: tl.constexpr, VEC: tl.constexpr,
     STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, ZOH: tl.constexpr, WRITE: tl.constexpr, SAVE: tl.constexpr,
-    MERGE: tl.constexpr, ZEROED: tl.constexpr, MASK: tl.constexpr, PAD: tl.constexpr, TAIL: tl.constexpr,
-    WIDE: tl.constexpr, UPCAST: tl.constexpr,
+    MERGE: tl.constexpr, ZEROED: tl.constexpr, SECOND_HALF: tl.constexpr, MASK: tl.constexpr, PAD: tl.constexpr,
+    TAIL: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """For N < 8. `last` and `delta_sums` are (batch, K, chunks, N, E) and (batch, K, chunks, E); the latter only without WRITE."""
-    block, chunk, image, first, end = locate(tl.cdiv(E, BE), chunks, K, MERGE)
+    """For N < 8. `last` and `delta_sums` are (batch, K, chunks, N, E) and (batch, K, chunks, E); the latter may be None.
+
+    SECOND_HALF: of the paths only the second half, whose states at the borders of tiles `pair_forward` begins from.
+    """
+    if SECOND_HALF:
+        block, chunk, image, first, end = locate(tl.cdiv(E, BE), chunks, K // 2, MERGE)
+        first += K // 2
+        end += K // 2
+    else:
+        block, chunk, image, first, end = locate(tl.cdiv(E, BE), chunks, K, MERGE)
     channels = block * BE + tl.arange(0, BE)
     lanes = tl.multiple_of(channels + zero, VEC)
     in_range = channels < E
@@ -166,12 +166,8 @@ def tile_forward(
             weight_k = load_weight(weight + k * E * R, channels, in_range, tl.arange(0, RANKS), R, UPCAST)
         else:
             weight_k = 0
-        bias = tl.zeros([BE], tl.float32)
-        if dt_bias is not None:
-            bias = tl.load(dt_bias + k * E + channels, mask=in_range, other=0.0)
-        skip = tl.zeros([BE], tl.float32)
-        if D is not None:
-            skip = tl.load(D + k * E + channels, mask=in_range, other=0.0)
+        bias = load_vector(dt_bias, k * E + channels, in_range, BE)
+        skip = load_vector(D, k * E + channels, in_range, BE)
         a = ()
         states = ()
         for n in tl.static_range(N):
@@ -185,7 +181,7 @@ def tile_forward(
             states, delta_sum = _tile(
                 x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, weight_k, a, skip, bias, states, delta_sum,
                 k, K, t, stop, T, stride_xl, stride_dtl, stride_Bl, stride_Cl, stride_yl, E, channels, lanes, in_range,
-                N, R, RANKS, BT, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None,
+                N, R, RANKS, BT, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, delta_sums is not None, D is not None,
                 MERGE, ZEROED, MASK, PAD, False, WIDE, UPCAST,
             )  # fmt: skip
         if TAIL:
@@ -193,12 +189,12 @@ def tile_forward(
                 states, delta_sum = _tile(
                     x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, weight_k, a, skip, bias, states, delta_sum,
                     k, K, full, stop, T, stride_xl, stride_dtl, stride_Bl, stride_Cl, stride_yl, E, channels, lanes, in_range,
-                    N, R, RANKS, BT, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None,
+                    N, R, RANKS, BT, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, delta_sums is not None, D is not None,
                     MERGE, ZEROED, MASK, PAD, True, WIDE, UPCAST,
                 )  # fmt: skip
         for n in tl.static_range(N):
             tl.store(last + state_k + n * E, states[n], mask=in_range)
-        if not WRITE:
+        if delta_sums is not None:
             tl.store(delta_sums + (walk * chunks + chunk) * E + channels, delta_sum, mask=in_range)
         if MERGE:
             tl.debug_barrier()
@@ -298,12 +294,8 @@ def walk_forward(
         path_k = path + k * stride_pk
         checkpoints_k = checkpoints + walk * kept * (N * E)
         state_k = (walk * chunks + chunk) * (N * E) + n[:, None] * E + lanes[None, :]
-        bias = tl.zeros([BE], tl.float32)
-        if dt_bias is not None:
-            bias = tl.load(dt_bias + k * E + channels, mask=in_range, other=0.0)
-        skip = tl.zeros([BE], tl.float32)
-        if D is not None:
-            skip = tl.load(D + k * E + channels, mask=in_range, other=0.0)
+        bias = load_vector(dt_bias, k * E + channels, in_range, BE)
+        skip = load_vector(D, k * E + channels, in_range, BE)
         a = tl.load(A + (k * N + n)[:, None] * E + lanes[None, :], mask=state_mask, other=0.0) * LOG2E
         h = tl.zeros([STATES, BE], tl.float32)
         if start is not None:
@@ -313,18 +305,18 @@ def walk_forward(
             h, delta_sum = _walk(
                 x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, a, skip, bias, h, delta_sum, k, K, t,
                 stride_xl, stride_dtl, stride_Bl, stride_Cl, stride_yl, E, channels, lanes, n, in_range, is_state,
-                N, U, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None, MERGE, ZEROED, MASK, PAD,
+                N, U, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, delta_sums is not None, D is not None, MERGE, ZEROED, MASK, PAD,
                 STATES > N, WIDE, ALIGNED,
             )  # fmt: skip
         for t in range(full, stop):
             h, delta_sum = _walk(
                 x_k, dt_k, B_k, C_k, path_k, y_k, merged_k, checkpoints_k, a, skip, bias, h, delta_sum, k, K, t,
                 stride_xl, stride_dtl, stride_Bl, stride_Cl, stride_yl, E, channels, lanes, n, in_range, is_state,
-                N, 1, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, not WRITE, D is not None, MERGE, ZEROED, MASK, PAD,
+                N, 1, STEPS, SOFTPLUS, ZOH, WRITE, SAVE, delta_sums is not None, D is not None, MERGE, ZEROED, MASK, PAD,
                 STATES > N, WIDE, ALIGNED,
             )  # fmt: skip
         tl.store(last + state_k, h, mask=state_mask)
-        if not WRITE:
+        if delta_sums is not None:
             tl.store(delta_sums + (walk * chunks + chunk) * E + channels, delta_sum, mask=in_range)
         if MERGE:
             tl.debug_barrier()

@@ -1,7 +1,8 @@
-"""The `triton` back-end: launches of the kernels in `triton_forward` and `triton_backward`. States are (..., N, E), float32."""
+"""The `triton` back-end: launches of the kernels in `triton_forward`, `_pair` and `_backward`. States are (..., N, E), float32."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from .triton_plan import (
     backward_blocks,
     checkpoint_steps,
     forward_blocks,
+    pair_blocks,
     power_of_2,
     prepare,
     strides,
@@ -38,21 +40,23 @@ def unavailable(device: str) -> str | None:
     return None
 
 
-def _kernels() -> Any:
-    """The module of all kernels; the first import of Triton."""
-    from . import triton_backward
+@lru_cache
+def _kernel(name: str) -> Any:
+    """A kernel by its name; the first import of Triton."""
+    from . import triton_backward, triton_forward, triton_pair
 
-    return triton_backward
+    return next(getattr(m, name) for m in (triton_forward, triton_pair, triton_backward) if hasattr(m, name))
 
 
 def _interpreted() -> bool:
     from triton.runtime.interpreter import InterpretedFunction
 
-    return isinstance(_kernels().tile_forward, InterpretedFunction)
+    return isinstance(_kernel("tile_forward"), InterpretedFunction)
 
 
-def _launch(call: Call, kernel: Any, programs: int, warps: int, **arguments: Any) -> None:
+def _launch(call: Call, name: str, programs: int, warps: int, **arguments: Any) -> None:
     """Runs a kernel with those of the call's arguments, and of these, that it names."""
+    kernel = _kernel(name)
     arguments = call.arguments | arguments
     options = {"num_warps": warps}
     if call.device.type == "cuda":
@@ -75,7 +79,8 @@ class _Map(NamedTuple):
 
 def _new_map(call: Call, merge: bool, dtype: torch.dtype) -> _Map:
     """Three ways to add up paths without atomics: nothing to add; all paths in one program; parts, and `sum_paths`."""
-    batch, L, K, E = call.batch, call.L, call.K, call.E
+    batch, L, E = call.batch, call.L, call.E
+    K = call.K // 2 if call.merge.pair else call.K
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return (torch.empty if call.complete else torch.zeros)(shape, dtype=dtype, device=call.device)
@@ -83,7 +88,7 @@ def _new_map(call: Call, merge: bool, dtype: torch.dtype) -> _Map:
     if not merge or K == 1:
         target = new(batch, L, E, dtype=dtype) if merge else new(batch, L, K, E, dtype=dtype)
         return _Map(target, target, 1, {"MERGE": False, "ZEROED": False})
-    if call.busy:
+    if call.merge.serial:
         merged = new(batch, L, E)
         target = merged if dtype == torch.float32 or not call.complete else torch.empty_like(merged, dtype=dtype)
         return _Map(target, merged, 1, {"MERGE": True, "ZEROED": not call.complete})
@@ -96,13 +101,13 @@ def _finish_map(call: Call, written: _Map, dtype: torch.dtype) -> Tensor:
         return written.target.to(dtype)
     total = torch.empty_like(written.merged[0], dtype=dtype)
     sizes = {"size": total.numel(), "COUNT": written.parts, "BLOCK": 1024}
-    _launch(call, _kernels().sum_paths, -(-total.numel() // 1024), 4, parts=written.merged, total=total, **sizes)
+    _launch(call, "sum_paths", -(-total.numel() // 1024), 4, parts=written.merged, total=total, **sizes)
     return total
 
 
 def _scan_chunks(call: Call, reverse: bool, **states: Tensor | None) -> None:
     programs = call.batch * call.K * call.N * -(-call.E // 64)
-    _launch(call, _kernels().chunk_scan, programs, 2, **states, BE=64, REVERSE=reverse)
+    _launch(call, "chunk_scan", programs, 2, **states, BE=64, REVERSE=reverse)
 
 
 def forward(
@@ -112,6 +117,7 @@ def forward(
     zoh: bool,
     merge: bool,
     complete: bool,
+    mirrored: bool,
     out_dtype: torch.dtype,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,8 +125,9 @@ def forward(
     x, initial_state = tensors.x, tensors.initial_state
     if tensors.A.shape[2] >= WALK_STATES:  # unpacking 16-bit values would cost `walk_forward` a third of its time
         tensors = tensors._replace(B=tensors.B.float(), C=tensors.C.float())
-    call = prepare(tensors, softplus=softplus, zoh=zoh, complete=complete)
-    checkpoints = call.new_states(call.arguments["kept"], call.N) if save else torch.empty(0, device=x.device)
+    call = prepare(tensors, softplus=softplus, zoh=zoh, complete=complete, mirrored=merge and mirrored)
+    kept = save or call.merge.pair
+    checkpoints = call.new_states(call.arguments["kept"], call.N) if kept else torch.empty(0, device=x.device)
     if call.batch == 0:
         y = x.new_empty((0, call.L, call.E) if merge else (0, call.L, call.K, call.E), dtype=out_dtype)
         return y, call.new_states(call.N).transpose(2, 3).contiguous(), checkpoints
@@ -133,32 +140,46 @@ def forward(
             _scan_chunks(call, reverse=False, states=states, delta_sums=delta_sums, start=start)
             start = states
         last = call.new_states(call.chunks, call.N)
-        _launch_forward(call, written, start=start, last=last, delta_sums=None, checkpoints=checkpoints)
+        found: dict[str, Any] = {"start": start, "last": last, "delta_sums": None, "checkpoints": checkpoints}
+        if call.merge.pair:
+            _launch_forward(call, second_half=True, **found)
+            _launch_pairs(call, written, save, **found)
+        else:
+            _launch_forward(call, written, **found)
         y = _finish_map(call, written, out_dtype)
-    return y, last[:, :, -1].transpose(2, 3).contiguous(), checkpoints
+    return y, last[:, :, -1].transpose(2, 3).contiguous(), checkpoints if save else checkpoints.new_empty(0)
 
 
-def _launch_forward(call: Call, written: _Map | None = None, *, checkpoints: Tensor, **states: Tensor | None) -> None:
-    """The pass that writes; or, with nowhere to write, the one that finds what each chunk alone does to the state."""
+def _launch_forward(
+    call: Call, written: _Map | None = None, second_half: bool = False, *, checkpoints: Tensor, **states: Tensor | None
+) -> None:
+    """The pass that writes. With nowhere to write, one that finds states only: what each chunk alone does to the state, or,
+    of the second half of the paths, those that enter each tile.
+    """
+    arguments: dict[str, Any] = {"WRITE": written is not None, "SECOND_HALF": second_half}
     if written is None:
-        arguments: dict[str, Any] = {
-            "WRITE": False,
-            "SAVE": False,
-            "MERGE": False,
-            "ZEROED": False,
-            "y": None,
-            "merged": None,
-        }
+        arguments |= {"SAVE": second_half, "MERGE": False, "ZEROED": False, "y": None, "merged": None}
         arguments |= {"stride_yb": 0, "stride_yl": 0, "stride_yk": 0}
     else:
-        arguments = {"WRITE": True, "SAVE": checkpoints.numel() > 0, "y": written.target, "merged": written.merged}
+        arguments |= {"SAVE": checkpoints.numel() > 0, "y": written.target, "merged": written.merged}
         arguments |= strides("y", written.target) | written.constants
     blocks = forward_blocks(call.E, call.N, call.lanes)
-    programs = call.batch * (1 if arguments["MERGE"] else call.K) * call.chunks * -(-call.E // blocks.BE)
-    kernel = _kernels().walk_forward if call.N >= WALK_STATES else _kernels().tile_forward
+    paths = 1 if arguments["MERGE"] else call.K // 2 if second_half else call.K
+    programs = call.batch * paths * call.chunks * -(-call.E // blocks.BE)
+    name = "walk_forward" if call.N >= WALK_STATES else "tile_forward"
     _launch(
-        call, kernel, programs, blocks.warps, checkpoints=checkpoints, **states, **arguments, BE=blocks.BE, VEC=blocks.VEC,
+        call, name, programs, blocks.warps, checkpoints=checkpoints, **states, **arguments, BE=blocks.BE, VEC=blocks.VEC,
         BT=blocks.BT, U=blocks.BT, STATES=power_of_2(call.N), MASK=call.E % blocks.BE != 0, TAIL=call.T % blocks.BT != 0,
+    )  # fmt: skip
+
+
+def _launch_pairs(call: Call, written: _Map, save: bool, **states: Tensor | None) -> None:
+    blocks = pair_blocks(call.lanes)
+    programs = call.batch * (1 if written.constants["MERGE"] else call.K // 2) * -(-call.E // blocks.BE)
+    _launch(
+        call, "pair_forward", programs, blocks.warps, y=written.target, merged=written.merged, **strides("y", written.target),
+        **written.constants, **states, SAVE=save, BE=blocks.BE, BT=blocks.BT, VEC=blocks.VEC, MASK=call.E % blocks.BE != 0,
+        LEAD=call.T % blocks.BT != 0,
     )  # fmt: skip
 
 
@@ -196,7 +217,7 @@ def backward(
     with _on(x.device):
         carry = _carried(call, grad_last)
         _launch(
-            call, _kernels().tile_backward, programs, blocks.warps, checkpoints=checkpoints, carry=carry,
+            call, "tile_backward", programs, blocks.warps, checkpoints=checkpoints, carry=carry,
             scratch=torch.empty(programs, steps + steps // blocks.BT * N, blocks.BE, device=x.device),
             grad_x=written.target, merged=written.merged, grad_raw=grad_raw, grad_A=grad_A, grad_B=grad_B, grad_C=grad_C,
             grad_D=grad_D, grad_bias=grad_bias, **strides("gx", written.target), images=batch, BE=blocks.BE, BT=blocks.BT,
@@ -230,7 +251,7 @@ def _carried(call: Call, grad_last: Tensor) -> Tensor:
     programs = call.batch * call.K * call.chunks * -(-call.E // blocks.BE)
     delta_sums = call.new_states(call.chunks)
     _launch(
-        call, _kernels().adjoint_states, programs, blocks.warps, carry=carry, delta_sums=delta_sums, BE=blocks.BE,
+        call, "adjoint_states", programs, blocks.warps, carry=carry, delta_sums=delta_sums, BE=blocks.BE,
         VEC=blocks.VEC, MASK=call.E % blocks.BE != 0, TAIL=call.T % 16 != 0,
     )  # fmt: skip
     start = grad_last.transpose(2, 3).contiguous()

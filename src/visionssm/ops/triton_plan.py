@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,11 @@ def forward_blocks(E: int, N: int, lanes: int) -> Blocks:
     return Blocks(lanes, 32, 1)
 
 
+def pair_blocks(lanes: int) -> Blocks:
+    """Blocks of `pair_forward`, whose BT is a multiple of :func:`checkpoint_steps`. More channels in a lane spill."""
+    return Blocks(lanes, 16, 1)
+
+
 def backward_blocks(E: int, lanes: int) -> Blocks:
     """Blocks of the backward kernels. Two channels in a lane halve the cost of the sums over channels, dB and dC."""
     return Blocks(64, 8, 64 // lanes) if E > 32 else Blocks(lanes, 8, 1)
@@ -49,12 +55,37 @@ def power_of_2(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
+@lru_cache
 def processors_and_lanes(device: torch.device) -> tuple[int, int]:
     """Of a GPU: multiprocessors, and lanes of a warp."""
     if device.type != "cuda":
         return 132, 32
     properties = torch.cuda.get_device_properties(device)
     return properties.multi_processor_count, properties.warp_size
+
+
+class Merge(NamedTuple):
+    """How the outputs of the paths of an image are added up.
+
+    Args:
+        pair: a path and its reversal are one; their sum never leaves the registers.
+        serial: all of them in one program, one after the other; else each writes its part, and `sum_paths` adds the parts.
+    """
+
+    pair: bool
+    serial: bool
+
+
+def choose_merge(warps: int, enough: int, mirrored: bool) -> Merge:
+    """By how busy images and channels alone keep the device: `warps` of the `enough` that it needs.
+
+    The more programs, the better latencies are hidden; the fewer, the fewer times the sum goes through memory. Pairs take half as
+    many instructions again, and make up for it with memory only where they alone keep every scheduler busy.
+    """
+    if warps >= enough:
+        return Merge(pair=False, serial=True)
+    pair = mirrored and 2 * warps >= enough
+    return Merge(pair=pair, serial=pair)
 
 
 @dataclass
@@ -69,7 +100,7 @@ class Call:
     T: int
     complete: bool
     chunks: int
-    busy: bool  # whether images and channels alone, with all paths in one program, keep the device busy
+    merge: Merge
     lanes: int
     device: torch.device
     arguments: dict[str, Any]
@@ -86,8 +117,12 @@ def prepare(
     softplus: bool,
     zoh: bool,
     complete: bool,
+    mirrored: bool = False,
 ) -> Call:
-    """Inputs as the kernels want them: strided views stay views, unless their channels are not next to each other."""
+    """Inputs as the kernels want them: strided views stay views, unless their channels are not next to each other.
+
+    `mirrored` says that path k + K / 2 is path k reversed.
+    """
     x, dt, A, B, C, D, dt_bias, dt_weight, path, _ = tensors
     (batch, L), (K, E, N), T = x.shape[:2], A.shape, path.shape[1]
     if dt_weight is not None and (N >= WALK_STATES or dt_weight.shape[2] > DOT_RANKS):
@@ -104,7 +139,7 @@ def prepare(
     R = 0 if dt_weight is None else dt_weight.shape[2]
     processors, lanes = processors_and_lanes(x.device)
     enough = WARPS_PER_PROCESSOR * processors
-    chunks, chunk_steps = _chunks(batch * K * -(-E // 32), enough, T)
+    chunks, chunk_steps = _chunks(batch * K * -(-E // lanes), enough, T)
     arguments |= {"L": L, "K": K, "E": E, "N": N, "T": T, "R": R}
     arguments |= {
         "A": A.transpose(1, 2).contiguous(),
@@ -119,12 +154,13 @@ def prepare(
         "SOFTPLUS": softplus,
         "ZOH": zoh,
         "PAD": not complete or T != L,
-        "WIDE": L * max(K * E, *(value.stride(1) for value in maps.values())) >= INT32_LIMIT,
+        "WIDE": L * max(K * E, K * N, *(value.stride(1) for value in maps.values())) >= INT32_LIMIT,
         "ALIGNED": math.gcd(16, *(_alignment(maps[name]) for name in ("B", "C"))),
         "UPCAST": x.device.type == "cpu" and x.dtype == torch.bfloat16,
     }
-    busy = batch * -(-E // 32) >= enough
-    return Call(batch, L, K, E, N, T, complete, chunks, busy, lanes, x.device, arguments)
+    pairs = mirrored and complete and T == L and N == 1 and x.dim() == 3
+    merge = choose_merge(batch * -(-E // lanes), enough, pairs) if chunks == 1 else Merge(pair=False, serial=False)
+    return Call(batch, L, K, E, N, T, complete, chunks, merge, lanes, x.device, arguments)
 
 
 def _alignment(value: Tensor) -> int:

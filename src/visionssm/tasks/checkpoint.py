@@ -3,7 +3,7 @@
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -11,6 +11,10 @@ from torch import nn
 import visionssm
 from visionssm._files import write_atomically
 from visionssm.data.transforms import Preprocessing
+
+if TYPE_CHECKING:
+    from visionssm.tasks.config import TrainConfig
+    from visionssm.tasks.run import Run
 
 CARD = "visionssm"  # the key of what describes the model, beside Lightning's own keys
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -28,6 +32,34 @@ class ModelCard:
     fingerprint: str  # of the data
     version: str  # of visionssm
 
+    @classmethod
+    def of_run(
+        cls,
+        config: "TrainConfig",
+        run: "Run",
+        model_kwargs: dict[str, Any],
+        class_names: list[str],
+        preprocessing: dict[str, Any],
+    ) -> Self:
+        """The card of what a run trains.
+
+        Args:
+            config: complete settings.
+            run: its folder and data.
+            model_kwargs: arguments with which `visionssm.create_model` builds the same model without weights.
+            class_names: in the order of the labels.
+            preprocessing: plain values; "input_size" holds (channels, height, width).
+        """
+        return cls(
+            config.model,
+            model_kwargs,
+            class_names,
+            preprocessing,
+            config.to_dict(),
+            run.fingerprint,
+            visionssm.__version__,
+        )
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -39,6 +71,11 @@ class Classifier:
     config: dict[str, Any]
     source: Path
     weights: str  # "averaged" (EMA) or "trained"
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return str(self.config["model"])
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:

@@ -1,34 +1,32 @@
 """The data of a classification run: its splits, and its loaders for any number of processes."""
 
 import os
-from typing import Any
 
-from lightning.pytorch import LightningDataModule
-
-from visionssm.data.digits import load_digits
-from visionssm.data.folder import load_image_folder
-from visionssm.data.images import LabeledImages, Splits
+from visionssm.data.images import Splits
 from visionssm.data.loader import ResumableLoader, make_loader
+from visionssm.data.source import load_data
 from visionssm.data.transforms import Preprocessing, eval_transform, train_transform
+from visionssm.tasks.base import TaskData
+from visionssm.tasks.classification_config import ClassificationConfig
 from visionssm.tasks.config import TrainConfig
 
 
-def load_splits(config: TrainConfig) -> Splits:
+def load_splits(config: ClassificationConfig) -> Splits:
     """The data that the settings name."""
-    if config.data == "digits":
-        return load_digits()
-    return load_image_folder(config.data, config.val_share, config.split_seed)
+    return load_data(config.data, config.val_share, config.split_seed)
 
 
-class ClassificationData(LightningDataModule):
-    """The loaders of a run, for any number of processes."""
+class ClassificationData(TaskData):
+    """Training images, shuffled and augmented, in full batches only; validation images in order."""
 
-    def __init__(self, splits: Splits, preprocessing: Preprocessing, config: TrainConfig, pin_memory: bool = False):
-        super().__init__()
+    config: ClassificationConfig
+
+    def __init__(
+        self, splits: Splits, preprocessing: Preprocessing, config: ClassificationConfig, pin_memory: bool = False
+    ):
+        super().__init__(config, {"train": len(splits.train.labels), "val": len(splits.val.labels)})
         self.splits = splits
-        self.config = config
         self.pin_memory = pin_memory
-        self.position: dict[str, int] | None = None
         assert config.scale is not None
         assert config.hflip is not None
         self.eval_transform = eval_transform(preprocessing)
@@ -40,42 +38,22 @@ class ClassificationData(LightningDataModule):
             color_jitter=config.color_jitter,
             auto_augment=config.auto_augment,
             random_erasing=config.random_erasing,
+            interpolation=config.interpolation,
         )
 
-    def train_dataloader(self) -> ResumableLoader:
-        """Shuffled and augmented, full batches only; after a restart, it continues where the checkpoint was taken."""
-        self.train_loader = self._loader(self.splits.train, training=True)
-        if self.position is not None:
-            self.train_loader.load_state_dict(self.position)
-        return self.train_loader
-
-    def val_dataloader(self) -> ResumableLoader:
-        """In order."""
-        return self._loader(self.splits.val, training=False)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the training data. Lightning keeps it too, but drops it at the end of an epoch."""
-        return self.train_loader.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The position from which the next loader continues."""
-        self.position = state_dict
-
-    def batches_per_epoch(self) -> int:
-        """Training batches of each process."""
-        return len(self._loader(self.splits.train, training=True))
-
-    def _loader(self, images: LabeledImages, training: bool) -> ResumableLoader:
-        distributed = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size} if self.trainer else {}
+    def loader(self, training: bool, rank: int, world_size: int) -> ResumableLoader:
+        """The training or the validation loader of one of several processes."""
         return make_loader(
-            images,
+            self.splits.train if training else self.splits.val,
             self.train_transform if training else self.eval_transform,
             self.config.batch_size,
             training=training,
             seed=self.config.seed,
             workers=worker_count(self.config),
             pin_memory=self.pin_memory,
-            **distributed,
+            rank=rank,
+            world_size=world_size,
+            repeats=self.config.repeated_augmentation if training else 1,
         )
 
 

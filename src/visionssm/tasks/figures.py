@@ -16,12 +16,16 @@ BLUE, ORANGE, GREY = "#1f5fa8", "#d1701d", "#6b6b6b"
 MOST_LABELS = 30  # classes whose names and counts can still be read
 
 
-def save_learning_curve(history: list[dict[str, Any]], file: Path) -> None:
-    """Loss and validation accuracy over the epochs, as a PNG.
+def save_learning_curve(
+    history: list[dict[str, Any]], file: Path, score: str = "val_top1", score_name: str = "val top-1"
+) -> None:
+    """Loss and a validation score over the epochs, as a PNG.
 
     Args:
         history: one row per epoch, as in `metrics.csv`.
         file: the PNG.
+        score: the column of the score, a share; an epoch without validation has none.
+        score_name: what it is called.
     """
     from matplotlib.figure import Figure
 
@@ -29,17 +33,17 @@ def save_learning_curve(history: list[dict[str, Any]], file: Path) -> None:
     loss, accuracy = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     for column, label, color in (("train_loss", "training", ORANGE), ("val_loss", "validation", BLUE)):
-        values = [float("nan") if row[column] is None else row[column] for row in history]
+        values = [float("nan") if row.get(column) is None else row[column] for row in history]
         loss.plot(epochs, values, color=color, label=label, marker="o", markersize=3)
     loss.set_title("loss (training: with augmentation and smoothing)", loc="left", fontsize=10)
-    loss.legend(frameon=False)
-    shares = [100 * row["val_top1"] for row in history]
+    loss.legend(frameon=False, loc="upper right")
+    shares = [float("nan") if row.get(score) is None else 100 * row[score] for row in history]
     accuracy.plot(epochs, shares, color=BLUE, marker="o", markersize=3)
-    best = int(np.argmax(shares))
+    best = int(np.nanargmax(shares))
     accuracy.annotate(
         f"best {shares[best]:.2f} %", (1, 0), (-4, 6), xycoords="axes fraction", textcoords="offset points", ha="right"
     )
-    accuracy.set_title("validation top-1 accuracy, %", loc="left", fontsize=10)
+    accuracy.set_title(f"{score_name}, %", loc="left", fontsize=10)
     for axes in (loss, accuracy):
         _tidy(axes)
         axes.set_xlabel("epoch")

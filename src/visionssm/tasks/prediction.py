@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from visionssm._files import write_atomically
-from visionssm.data.folder import FolderImages, read_image
+from visionssm.data.folder import FolderImages
+from visionssm.data.images import read_image
 from visionssm.data.loader import Unreadable
 from visionssm.tasks.checkpoint import Classifier
+from visionssm.tasks.classifiers import readable_names
 from visionssm.tasks.evaluation import classify
 from visionssm.tasks.run import write_text
 
@@ -26,7 +28,7 @@ class Prediction:
 
 
 def predict(
-    classifier: Classifier, paths: Sequence[Path], top_k: int = 5, batch_size: int = 64, workers: int = 0
+    classifier: Classifier, paths: Sequence[Path], top_k: int = 5, batch_size: int = 64, workers: int | None = None
 ) -> tuple[list[Prediction], list[Unreadable]]:
     """Classify image files.
 
@@ -35,7 +37,7 @@ def predict(
         paths: the files.
         top_k: how many classes to report for each image; at most all.
         batch_size: images per step.
-        workers: processes that load images.
+        workers: processes that load images; None: one per core, up to 8, for 1000 images or more, else none.
 
     Returns:
         Predictions in the order of the files, and the files that couldn't be read.
@@ -46,13 +48,14 @@ def predict(
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; it must be at least 1")
     images = FolderImages(Path(), list(paths), [0] * len(paths), classifier.class_names)
+    names = readable_names(classifier.class_names)
     predictions: list[Prediction] = []
     unreadable: list[Unreadable] = []
-    for batch, logits in classify(classifier, images, batch_size, workers):
+    for batch, logits, _ in classify(classifier, images, batch_size, workers):
         unreadable += batch["unreadable"]
         best = logits.softmax(dim=1).topk(min(top_k, logits.shape[1]))
         for index, classes, confidences in zip(batch["indices"], best.indices, best.values, strict=True):
-            labels = [classifier.class_names[label] for label in classes]
+            labels = [names[label] for label in classes]
             predictions.append(Prediction(paths[index], labels, confidences.tolist()))
     if not predictions:
         raise ValueError(f"none of the {len(unreadable)} images can be read; the first: {': '.join(unreadable[0])}")

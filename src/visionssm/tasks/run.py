@@ -8,12 +8,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from visionssm._files import write_atomically
 from visionssm.tasks.checkpoint import CARD, LAST, read_checkpoint
 from visionssm.tasks.config import TrainConfig, changed_settings
+from visionssm.tasks.optimizer import scaling_in_words
+from visionssm.tasks.processes import is_first_process
 
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "environment.json", "results.json"
-LEARNING_CURVE, CONFUSION = "learning_curve.png", "confusion_matrix.png"
+LEARNING_CURVE, CONFUSION, PER_CLASS = "learning_curve.png", "confusion_matrix.png", "per_class.csv"
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Run:
     """A folder that is ready to train in."""
 
     folder: Path
+    fingerprint: str  # of the data
     resume_from: Path | None
     epochs_done: int
 
@@ -44,21 +49,44 @@ def open_run(config: TrainConfig, fingerprint: str, force: bool = False) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
         if last.is_file():
             _refuse_another_run(folder, config, fingerprint, force)
-        write_text(folder / CONFIG, config.to_yaml())
-        write_text(folder / ENVIRONMENT, json.dumps(environment(fingerprint), indent=1))
+        if is_first_process():
+            write_text(folder / CONFIG, config.to_yaml())
+            write_text(folder / ENVIRONMENT, json.dumps(environment(fingerprint), indent=1))
     except OSError as error:
         reason = error.strerror or error
         raise OSError(
             f"the output folder {folder} can't be written ({reason}); choose another one with out=DIR"
         ) from error
     if not last.is_file():
-        return Run(folder, None, 0)
-    return Run(folder, last, len(read_checkpoint(last)["history"]["epochs"]))
+        return Run(folder, fingerprint, None, 0)
+    return Run(folder, fingerprint, last, len(read_checkpoint(last)["history"]["epochs"]))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def say_what_runs(config: TrainConfig, run: Run, model: nn.Module, data: str, device: str) -> None:
+    """Print model, data, settings and folder, in the first process."""
+    if not is_first_process():
+        return
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    frozen = f" ({trained:,} of them trained)" if trained < parameters else ""
+    place = device if config.processes == 1 else f"{config.processes} processes ({config.strategy}, {device})"
+    images = config.batch_size * config.accumulate * config.processes
+    batch = f"batch {images}"
+    if images != config.batch_size:
+        batch += f" ({config.batch_size} images x {config.accumulate} batches x {config.processes} processes)"
+    print(f"model     {config.model}, {parameters:,} parameters{frozen}, on {place}")
+    print(f"data      {data}")
+    print(f"settings  {config.epochs} epochs, {batch}, {config.optimizer}, lr {config.lr}, {config.precision}")
+    if (scaled := scaling_in_words(config)) is not None:
+        print(f"          {scaled}")
+    print(f"run       {run.folder}", flush=True)
+    if run.resume_from is not None:
+        print(f"continues the run in this folder: {run.epochs_done} of {config.epochs} epochs are done", flush=True)
 
 
 def environment(fingerprint: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from .attention import (
 )
 from .grad_cam import cam_layers, grad_cam
 from .receptive_field import ReceptiveField, area_ratio, effective_receptive_field
-from .records import ScanRecord, record_scans
+from .records import ScanRecord, middle_record, record_scans
 
 __all__ = [
     "MODES",
@@ -23,6 +23,7 @@ __all__ = [
     "direction_activations",
     "effective_receptive_field",
     "grad_cam",
+    "middle_record",
     "normalise",
     "record_scans",
     "roll_out",

@@ -29,8 +29,8 @@ def grad_cam(model: nn.Module, images: Tensor, class_index: int | None = None, l
         model: a classifier of this library, in eval mode.
         images: (batch, channels, H, W), preprocessed.
         class_index: the class that is asked for; by default each image's most likely one.
-        layer: one of `cam_layers`; by default the last stage, or in plain models the second last block, because after the
-            last one only the class token is read.
+        layer: one of `cam_layers`; by default the last stage whose map has four rows and columns (the first, if none has),
+            or in plain models the second last block, because after the last one only the class token is read.
 
     Returns:
         (batch, h, w) on the layer's map, 0 .. 1, the maximum of each image 1 (0 everywhere if nothing speaks for the
@@ -46,7 +46,7 @@ def grad_cam(model: nn.Module, images: Tensor, class_index: int | None = None, l
         torch.Size([2, 4, 4])
     """
     layers = cam_layers(model)
-    layer = layer or (layers[-1] if isinstance(model, HierarchicalBackbone) else layers[-2])
+    layer = layer or _default_layer(model, layers, min(images.shape[2:]))
     if layer not in layers:
         raise ValueError(f"layer: got {layer!r}, choose from {', '.join(layers)}")
     index = layers.index(layer)
@@ -71,6 +71,13 @@ def grad_cam(model: nn.Module, images: Tensor, class_index: int | None = None, l
     weights = gradients.float().mean((2, 3), keepdim=True)
     cam = (weights * maps.detach().float()).sum(1).relu()
     return cam / cam.amax((1, 2), keepdim=True).clamp(min=torch.finfo(cam.dtype).tiny)
+
+
+def _default_layer(model: nn.Module, layers: list[str], side: int) -> str:
+    if not isinstance(model, HierarchicalBackbone):
+        return layers[-2]
+    wide = [layer for layer, info in zip(layers, model.feature_info, strict=False) if side >= 4 * info["reduction"]]
+    return wide[-1] if wide else layers[0]
 
 
 def _hierarchical(model: HierarchicalBackbone, images: Tensor, index: int) -> tuple[Tensor, Tensor]:

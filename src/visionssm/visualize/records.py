@@ -149,3 +149,9 @@ def _plain_layout(model: PlainBackbone, module: str, K: int, grid: tuple[int, in
         steps = step_table(H, W, cast(Any, model.blocks[block]).mixer.directions, model.class_token).cpu().long()
         return torch.zeros(H, W, dtype=torch.long), steps[:, tokens].view(K, H, W)
     return torch.zeros(H, W, dtype=torch.long), tokens.view(H, W).expand(K, H, W)
+
+
+def middle_record(records: list[ScanRecord]) -> ScanRecord:
+    """The scan in the middle of the depth, among those whose map has at least four rows and columns if there are any."""
+    wide = [record for record in records if min(record.grid) >= 4] or records
+    return wide[len(wide) // 2]

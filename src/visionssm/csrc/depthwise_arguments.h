@@ -1,0 +1,23 @@
+// What Python hands over for a depthwise convolution. Every field is 64 bits wide; ops/depthwise.py repeats their order.
+//
+// Legend: maps of H x W positions, K sets of taps, E channels.
+#pragma once
+#include <cstdint>
+
+namespace visionssm {
+
+struct DepthwiseArguments {
+  int64_t batch, H, W, K, E;
+  int64_t high, wide;  // taps of a set, as a grid
+  int64_t top;         // rows of taps above the position
+  int64_t silu;
+  int64_t threads;
+  const int64_t* left;  // (K): columns of taps to the left of the position
+  const void* x;        // (batch, H, W, E), the last dimension contiguous, strides in elements
+  int64_t dtype, batch_stride, row_stride, column_stride;
+  const float* weight;  // (K, high * wide, E)
+  const float* bias;    // (K, E) or null
+  void* y;              // (batch, H, W, K, E), contiguous, of x's dtype
+};
+
+}  // namespace visionssm

@@ -1,0 +1,78 @@
+// Depthwise convolution over channels-last maps, with K sets of taps for each channel, bias and SiLU: one pass over memory.
+#pragma once
+#include "depthwise_arguments.h"
+#include "vector_math.h"
+
+namespace visionssm::VISIONSSM_TARGET {
+
+// Positions of a row that one thread computes at a time.
+constexpr int64_t kRun = 64;
+
+INLINE floats silu(floats z) { return z / (power_of_two(z, broadcast(-kExponentScale<float>)) + 1.0f); }
+
+// All channels of one position: `x` is the tap at the top left, which may lie outside of the map, `top` and `left` where it is.
+// Grids of taps whose size is known here are unrolled; a size of 0 stands for any.
+template <int High, int Wide, bool inside, class Format>
+INLINE void convolve_position(const DepthwiseArguments& a, Format format, const char* x, char* y, int64_t k, int64_t top,
+                              int64_t left) {
+  constexpr int64_t bytes = Format::bytes;
+  const int64_t high = High ? High : a.high, wide = Wide ? Wide : a.wide, E = a.E;
+  const int64_t row_bytes = a.row_stride * bytes, column_bytes = a.column_stride * bytes;
+  const float* weight = a.weight + k * high * wide * E;
+  const float* bias = a.bias ? a.bias + k * E : nullptr;
+  const bool with_silu = a.silu;
+  const auto channels = [&](int64_t c, int64_t count) {
+    floats sum = bias ? load_part(bias + c, count) : floats{};
+    for (int64_t i = 0; i < high; i++)
+      for (int64_t j = 0; j < wide; j++) {
+        const bool exists = top + i >= 0 && top + i < a.H && left + j >= 0 && left + j < a.W;
+        if (!inside && !exists) continue;
+        const floats tap = load_part(weight + (i * wide + j) * E + c, count);
+        sum = fma(format.read(x + i * row_bytes + j * column_bytes + c * bytes, count), tap, sum);
+      }
+    format.write(y + c * bytes, with_silu ? silu(sum) : sum, count);
+  };
+  int64_t c = 0;
+  for (; c + kLanes<float> <= E; c += kLanes<float>) channels(c, kLanes<float>);
+  if (c < E) channels(c, E - c);
+}
+
+template <int High, int Wide, class Format>
+static void convolve_run(const DepthwiseArguments& a, Format format, int64_t image, int64_t h, int64_t begin,
+                         int64_t end) {
+  constexpr int64_t bytes = Format::bytes;
+  const int64_t high = High ? High : a.high, wide = Wide ? Wide : a.wide;
+  const int64_t top = h - a.top;
+  const char* row = (const char*)a.x + (image * a.batch_stride + top * a.row_stride) * bytes;
+  char* y = (char*)a.y + (((image * a.H + h) * a.W + begin) * a.K) * a.E * bytes;
+  for (int64_t w = begin; w < end; w++)
+    for (int64_t k = 0; k < a.K; k++, y += a.E * bytes) {
+      const int64_t left = w - a.left[k];
+      const char* x = row + left * a.column_stride * bytes;
+      if (top >= 0 && top + high <= a.H && left >= 0 && left + wide <= a.W)
+        convolve_position<High, Wide, true>(a, format, x, y, k, top, left);
+      else
+        convolve_position<High, Wide, false>(a, format, x, y, k, top, left);
+    }
+}
+
+template <int High, int Wide>
+static void convolve(const DepthwiseArguments& a) {
+  const int64_t runs = (a.W + kRun - 1) / kRun;
+#pragma omp parallel for num_threads(a.threads) schedule(static)
+  for (int64_t i = 0; i < a.batch * a.H * runs; i++) {
+    const int64_t begin = i % runs * kRun, end = begin + kRun < a.W ? begin + kRun : a.W;
+    with_format<float>(a.dtype, [&](auto format) {
+      convolve_run<High, Wide>(a, format, i / runs / a.H, i / runs % a.H, begin, end);
+    });
+  }
+}
+
+void depthwise(const DepthwiseArguments& a) {
+  if (a.high == 3 && a.wide == 3) return convolve<3, 3>(a);
+  if (a.high == 1 && a.wide == 4) return convolve<1, 4>(a);
+  if (a.high == 1 && a.wide == 3) return convolve<1, 3>(a);
+  convolve<0, 0>(a);
+}
+
+}  // namespace visionssm::VISIONSSM_TARGET

@@ -1,0 +1,31 @@
+"""A depthwise convolution module applied to channels-last maps, with SiLU."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import depthwise_conv
+from .linear import has_hooks
+
+
+def conv_silu(conv: nn.Module, x: Tensor) -> Tensor:
+    """SiLU(conv(x)) of a depthwise `nn.Conv2d` of stride 1 that keeps the size, on a (batch, H, W, C) map.
+
+    Any other module in its place, and its hooks, are called as usual.
+
+    Example:
+        >>> import torch
+        >>> conv, x = nn.Conv2d(8, 8, 3, padding=1, groups=8), torch.randn(2, 5, 7, 8)
+        >>> expected = F.silu(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        >>> torch.allclose(conv_silu(conv, x), expected, atol=1e-6)
+        True
+    """
+    return apply_depthwise(conv, x, silu=True)
+
+
+def apply_depthwise(conv: nn.Module, x: Tensor, silu: bool = False) -> Tensor:
+    """conv(x) alike, with or without SiLU."""
+    if type(conv) is not nn.Conv2d or has_hooks(conv):
+        y = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return F.silu(y) if silu else y
+    weight = conv.weight.transpose(0, 1)
+    return depthwise_conv(x, weight, None if conv.bias is None else conv.bias[None], silu=silu)[:, :, :, 0]

@@ -1,0 +1,136 @@
+"""Depthwise convolution of channels-last maps with SiLU, in one pass over memory, where the `native` back-end serves."""
+
+import math
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from . import native
+from .backends import choose_backend
+from .schema import _library
+from .scratch import scratch
+
+_library.define("depthwise_conv(Tensor x, Tensor weight, Tensor? bias, int[] left, bool silu) -> Tensor")
+_library.define(
+    "depthwise_conv_into(Tensor x, Tensor weight, Tensor? bias, int[] left, bool silu, Tensor(a!) out) -> ()"
+)
+
+
+def depthwise_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    left: Sequence[int] | None = None,
+    silu: bool = False,
+    transient: bool = False,
+) -> Tensor:
+    """Convolves each channel of a map with each of its K sets of taps; outside of the map is zero, the size stays.
+
+    Args:
+        x: (batch, H, W, E); a sequence has H = 1. Views of wider tensors are read in place.
+        weight: (K, E, high, wide).
+        bias: (K, E) or None.
+        left: for each set the columns of taps to the left of a position, wide // 2 by default; wide - 1 makes it causal.
+            high // 2 rows are above it.
+        silu: apply SiLU to the result.
+        transient: the caller is done with the result before the next such call, so that inside of
+            :func:`visionssm.ops.scratch.reused_memory` it may be overwritten then.
+
+    Returns:
+        (batch, H, W, K, E) in x's dtype, or autocast's.
+
+    Example:
+        >>> x, taps = torch.randn(2, 1, 9, 8), torch.randn(2, 8, 1, 4)
+        >>> y = depthwise_conv(x, taps, left=(3, 0))  # a causal and an anti-causal convolution
+        >>> y.shape
+        torch.Size([2, 1, 9, 2, 8])
+        >>> turned = depthwise_conv(x.flip(2), taps.flip(3), left=(0, 3))
+        >>> torch.allclose(turned.flip(2), y, atol=1e-6)
+        True
+    """
+    left = [weight.shape[3] // 2] * weight.shape[0] if left is None else list(left)
+    if not _served(x, weight, bias):
+        y = _with_torch(x, weight, bias, left)
+        return F.silu(y) if silu else y
+    out = scratch("depthwise_conv", _shape(x, weight), x.dtype) if transient else None
+    if out is None:
+        return torch.ops.visionssm.depthwise_conv(x, weight, bias, left, silu)
+    torch.ops.visionssm.depthwise_conv_into(x, weight, bias, left, silu, out)
+    return out
+
+
+def _served(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the native kernel takes this call."""
+    if x.device.type != "cpu" or x.dtype == torch.float64:
+        return False
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting():
+        return False
+    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, weight, bias)):
+        return False
+    return choose_backend("auto", x.device, x.dtype) == "native"
+
+
+def _with_torch(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int]) -> Tensor:
+    maps = x.permute(0, 3, 1, 2)
+    _, E, high, wide = weight.shape
+    outputs = []
+    for k, before in enumerate(left):
+        columns = max(before, wide - 1 - before)
+        out = F.conv2d(
+            maps,
+            weight[k].unsqueeze(1),
+            None if bias is None else bias[k],
+            padding=(high // 2, columns),
+            groups=E,
+        )
+        outputs.append(out[:, :, : x.shape[1], columns - before :][..., : x.shape[2]].permute(0, 2, 3, 1))
+    return outputs[0].unsqueeze(3) if len(outputs) == 1 else torch.stack(outputs, dim=3)
+
+
+def _shape(x: Tensor, weight: Tensor) -> tuple[int, ...]:
+    return (*x.shape[:3], weight.shape[0], x.shape[3])
+
+
+def _native(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], silu: bool) -> Tensor:
+    out = x.new_empty(_shape(x, weight))
+    _native_into(x, weight, bias, left, silu, out)
+    return out
+
+
+def _native_into(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], silu: bool, out: Tensor) -> None:
+    x = x if x.stride(3) == 1 else x.contiguous()
+    batch, H, W, E = x.shape
+    K, _, high, wide = weight.shape
+    taps = weight.flatten(2).transpose(1, 2).to(torch.float32).contiguous()
+    bias = None if bias is None else bias.to(torch.float32).contiguous()
+    columns = array("q", left)
+    native.depthwise(
+        array(
+            "q",
+            (
+                batch, H, W, K, E, high, wide, high // 2, silu, torch.get_num_threads(), columns.buffer_info()[0],
+                x.data_ptr(), native.DTYPES[x.dtype], *x.stride()[:3],
+                taps.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
+            ),
+        )
+    )  # fmt: skip
+
+
+_library.impl("depthwise_conv", _native, "CPU")
+_library.impl("depthwise_conv_into", _native_into, "CPU")
+torch.library.register_fake(
+    "visionssm::depthwise_conv",
+    lambda x, weight, bias, left, silu: x.new_empty(_shape(x, weight)),
+    lib=_library,
+)
+
+
+@register_flop_formula([torch.ops.visionssm.depthwise_conv, torch.ops.visionssm.depthwise_conv_into])
+def _flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0] * weight[2] * weight[3]

@@ -1,0 +1,167 @@
+"""Linear, GELU, linear, worked through in tiles of rows.
+
+The hidden activations are the largest tensors of most models. In tiles of rows they stay in the cache from one product to the next,
+forward and backward, and no fresh memory of their size is needed, whose pages the system would have to clear first.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from .matrix_product import DTYPES, linear, on_plain_cpu, product, uses_onednn
+from .schema import _library
+
+_TILE_BYTES = 2**22  # of the hidden activations
+
+_library.define(
+    "mlp(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, bool keep) -> (Tensor, Tensor)"
+)
+_library.define(
+    "mlp_backward(Tensor grad, Tensor x, Tensor hidden, Tensor weight1, Tensor weight2)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def mlp(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None) -> Tensor:
+    """Linear, exact GELU, linear, over the last axis.
+
+    Args:
+        x: (..., in).
+        weight1: (hidden, in).
+        bias1: (hidden) or None.
+        weight2: (out, hidden).
+        bias2: (out) or None.
+
+    On the CPU and outside of autocast, float32, and bfloat16 without gradients, go in tiles; backward reads x and the
+    hidden values before the GELU, which are all that is kept.
+
+    Example:
+        >>> mlp(torch.ones(2, 3), torch.ones(8, 3), None, torch.ones(4, 8), None).shape
+        torch.Size([2, 4])
+    """
+    tensors = (x, weight1, bias1, weight2, bias2)
+    keep = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)
+    if on_plain_cpu(x, weight1, weight2) and x.dtype in (DTYPES[:1] if keep else DTYPES):
+        return torch.ops.visionssm.mlp(*tensors, keep)[0]
+    return linear(linear(x, weight1, bias1, gelu=True), weight2, bias2)
+
+
+def _tiles(rows: int, hidden: int, element_size: int) -> list[slice]:
+    """Equal tiles, of about _TILE_BYTES but no fewer than 256 rows each."""
+    count = max(1, min(round(rows * hidden * element_size / _TILE_BYTES), rows // 256))
+    size = -(-rows // count)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _forward(
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor]:
+    rows = x.reshape(-1, x.shape[-1])
+    out = x.new_empty(len(rows), len(weight2))
+    kept = x.new_empty((len(rows), len(weight1)) if keep else 0)
+    fused = not keep and uses_onednn(x.dtype)
+    for tile in _tiles(len(rows), len(weight1), x.element_size()):
+        hidden = product(rows[tile], weight1, bias1, gelu=fused)
+        if keep:
+            kept[tile] = hidden
+        out[tile] = product(hidden if fused else torch.ops.aten.gelu_(hidden), weight2, bias2)
+    return out.view(*x.shape[:-1], -1), kept
+
+
+def _backward(
+    grad: Tensor, x: Tensor, hidden: Tensor, weight1: Tensor, weight2: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    grad_x = torch.empty_like(rows)
+    grad_weights = torch.zeros_like(weight1), torch.zeros_like(weight2)
+    grad_bias1 = x.new_zeros(len(weight1))
+    for tile in _tiles(len(rows), len(weight1), x.element_size()):
+        grad_weights[1].addmm_(grad[tile].t(), F.gelu(hidden[tile]))
+        grad_hidden = product(grad[tile], weight2.t(), None)
+        torch.ops.aten.gelu_backward(grad_hidden, hidden[tile], grad_input=grad_hidden)
+        grad_weights[0].addmm_(grad_hidden.t(), rows[tile])
+        grad_bias1 += grad_hidden.sum(0)
+        grad_x[tile] = product(grad_hidden, weight1.t(), None)
+    return grad_x.view(x.shape), grad_weights[0], grad_bias1, grad_weights[1], grad.sum(0)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight1, bias1, weight2, bias2, _ = inputs
+    ctx.save_for_backward(x, weight1, bias1, weight2, output[1])
+    ctx.has_bias = bias1 is not None, bias2 is not None
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # of the hidden values, which nobody differentiates
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    x, weight1, bias1, weight2, hidden = ctx.saved_tensors
+    if torch.is_grad_enabled():  # gradients of gradients are asked for: all of it has to be differentiable
+        hidden = F.linear(x.reshape(-1, x.shape[-1]), weight1, bias1)
+        gradients = _differentiable_backward(grad, x, hidden, weight1, weight2)
+    else:
+        gradients = torch.ops.visionssm.mlp_backward(grad, x, hidden, weight1, weight2)
+    grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2 = gradients
+    has_bias1, has_bias2 = ctx.has_bias
+    return (
+        grad_x,
+        grad_weight1,
+        grad_bias1 if has_bias1 else None,
+        grad_weight2,
+        grad_bias2 if has_bias2 else None,
+        None,
+    )
+
+
+def _differentiable_backward(
+    grad: Tensor, x: Tensor, hidden: Tensor, weight1: Tensor, weight2: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    grad_hidden = torch.ops.aten.gelu_backward(grad @ weight2, hidden)
+    return (
+        (grad_hidden @ weight1).view(x.shape),
+        grad_hidden.t() @ rows,
+        grad_hidden.sum(0),
+        grad.t() @ F.gelu(hidden),
+        grad.sum(0),
+    )
+
+
+_library.impl("mlp", _forward, "CPU")
+_library.impl("mlp_backward", _backward, "CPU")
+torch.library.register_autograd("visionssm::mlp", _differentiate, setup_context=_setup_context, lib=_library)
+
+
+@torch.library.register_fake("visionssm::mlp", lib=_library)
+def _fake(
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor]:
+    hidden = (math.prod(x.shape[:-1]), weight1.shape[0]) if keep else (0,)
+    return x.new_empty((*x.shape[:-1], weight2.shape[0])), x.new_empty(hidden)
+
+
+@torch.library.register_fake("visionssm::mlp_backward", lib=_library)
+def _fake_backward(
+    grad: Tensor, x: Tensor, hidden: Tensor, weight1: Tensor, weight2: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    new = x.new_empty
+    return (
+        new(x.shape),
+        new(weight1.shape),
+        new(weight1.shape[0]),
+        new(weight2.shape),
+        new(weight2.shape[0]),
+    )
+
+
+@register_flop_formula(torch.ops.visionssm.mlp)
+def _flops(x: Any, weight1: Any, bias1: Any, weight2: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x[:-1]) * (math.prod(weight1) + math.prod(weight2))
+
+
+@register_flop_formula(torch.ops.visionssm.mlp_backward)
+def _backward_flops(grad: Any, x: Any, hidden: Any, weight1: Any, weight2: Any, **__: Any) -> int:
+    return 4 * math.prod(x[:-1]) * (math.prod(weight1) + math.prod(weight2))

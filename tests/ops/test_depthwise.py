@@ -1,0 +1,158 @@
+"""The depthwise convolution equals torch's in float64, at every border, in every layout and on every instruction set."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from visionssm.ops import default_backend, depthwise_conv, native
+from visionssm.ops.scratch import reused_memory, scratch
+
+NATIVE = pytest.mark.skipif(native.unavailable() is not None, reason="the native back-end was not built")
+
+
+def expected(x, weight, bias, left):
+    """Sums the shifted maps tap by tap, in float64."""
+    x, weight = x.double(), weight.double()
+    (K, _, high, wide), (H, W) = weight.shape, x.shape[1:3]
+    outputs = []
+    for k in range(K):
+        y = 0 if bias is None else bias[k].double()
+        for i in range(high):
+            for j in range(wide):
+                rows, columns = i - high // 2, j - left[k]
+                pad = (0, 0, max(-columns, 0), max(columns, 0), max(-rows, 0), max(rows, 0))
+                shifted = F.pad(x, pad)[:, max(rows, 0) :, max(columns, 0) :][:, :H, :W]
+                y = y + shifted * weight[k, :, i, j]
+        outputs.append(y.expand(x.shape))
+    return torch.stack(outputs, dim=3)
+
+
+CASES = [  # batch, H, W, E, K, high, wide, left
+    (2, 5, 7, 24, 1, 3, 3, None),
+    (1, 1, 1, 5, 1, 3, 3, None),
+    (2, 1, 70, 33, 2, 1, 4, (3, 0)),
+    (1, 1, 2, 16, 2, 1, 4, (3, 0)),
+    (3, 1, 9, 16, 1, 1, 3, (2,)),
+    (1, 4, 6, 20, 1, 5, 5, None),
+    (1, 2, 130, 8, 1, 1, 3, None),
+]
+
+
+def arguments(case, dtype=torch.float32):
+    batch, H, W, E, K, high, wide, left = case
+    x, weight, bias = torch.randn(batch, H, W, E), torch.randn(K, E, high, wide), torch.randn(K, E)
+    return [v.to(dtype) for v in (x, weight, bias)], [wide // 2] * K if left is None else list(left)
+
+
+@pytest.fixture(params=[pytest.param("native", marks=NATIVE), "torch"])
+def backend(request):
+    with default_backend(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@torch.no_grad()
+def test_values(backend, case):
+    (x, weight, bias), left = arguments(case)
+    torch.testing.assert_close(
+        depthwise_conv(x, weight, left=case[-1]), expected(x, weight, None, left).float(), rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        depthwise_conv(x, weight, bias, left=left, silu=True),
+        F.silu(expected(x, weight, bias, left)).float(),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@NATIVE
+@pytest.mark.parametrize("name", ["avx512", "avx2", "baseline"])
+@torch.no_grad()
+def test_every_instruction_set(name):
+    try:
+        native.use_instruction_set(name)
+    except ValueError:
+        pytest.skip(f"this processor does not have {name}")
+    try:
+        for case in CASES:
+            (x, weight, bias), left = arguments(case)
+            found = depthwise_conv(x, weight, bias, left=left, silu=True)
+            wanted = F.silu(expected(x, weight, bias, left)).float()
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    finally:
+        native.use_instruction_set()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_half_precision_is_rounded_once(backend, dtype):
+    (x, weight, bias), left = arguments(CASES[0], dtype)
+    found = depthwise_conv(x, weight, bias, silu=True)
+    wanted = F.silu(expected(x, weight, bias, left))
+    assert found.dtype == dtype
+    steps = 1 if backend == "native" else 3  # torch rounds before and after the SiLU
+    assert bool(((found.double() - wanted).abs() <= steps * torch.finfo(dtype).eps * (wanted.abs() + 0.1)).all())
+
+
+@torch.no_grad()
+def test_views_are_read_in_place(backend):
+    wide = torch.randn(2, 4, 6, 48)
+    weight = torch.randn(1, 16, 3, 3)
+    view = wide[:, 1:, :, 16:32]
+    assert torch.equal(depthwise_conv(view, weight), depthwise_conv(view.contiguous(), weight))
+    channels_first = torch.randn(2, 16, 4, 6).permute(0, 2, 3, 1)
+    torch.testing.assert_close(
+        depthwise_conv(channels_first, weight), depthwise_conv(channels_first.contiguous(), weight)
+    )
+
+
+@torch.no_grad()
+def test_extreme_values_stay_what_they_are(backend):
+    x, weight = torch.full((1, 1, 4, 16), 1e4), torch.ones(1, 16, 1, 3)
+    assert torch.equal(depthwise_conv(-x, weight, silu=True), torch.zeros(1, 1, 4, 1, 16))
+    assert bool(depthwise_conv(x, weight, silu=True).isfinite().all())
+    x[0, 0, 1] = torch.nan
+    assert depthwise_conv(x, weight, silu=True)[0, 0, :, 0].isnan().all(-1).tolist() == [True, True, True, False]
+
+
+def test_gradients():
+    (x, weight, bias), left = arguments((1, 1, 6, 4, 2, 1, 4, (3, 0)), torch.float64)
+    inputs = [v.requires_grad_() for v in (x, weight, bias)]
+    torch.autograd.gradcheck(lambda *v: depthwise_conv(*v, left=left, silu=True), inputs)
+
+
+@NATIVE
+def test_registered_operator_and_compiled_graph():
+    (x, weight, bias), left = arguments(CASES[2])
+    torch.library.opcheck(torch.ops.visionssm.depthwise_conv, (x, weight, bias, left, True))
+    out = torch.empty(2, 1, 70, 2, 33)
+    torch.library.opcheck(torch.ops.visionssm.depthwise_conv_into, (x, weight, bias, left, True, out))
+    compiled = torch.compile(depthwise_conv, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        found = compiled(x, weight, bias, left=left, silu=True)
+        assert torch.equal(found, depthwise_conv(x, weight, bias, left=left, silu=True))
+
+
+@NATIVE
+@torch.no_grad()
+def test_flops():
+    with FlopCounterMode(display=False) as counter:
+        depthwise_conv(torch.randn(2, 3, 5, 8), torch.randn(1, 8, 3, 3))
+    assert counter.get_total_flops() == 2 * 2 * 3 * 5 * 8 * 9
+
+
+@NATIVE
+def test_transient_results_share_memory_inside_of_a_pass_only():
+    (x, weight, bias), left = arguments(CASES[2])
+    options = {"left": left, "transient": True}
+    with torch.no_grad(), reused_memory():
+        first = depthwise_conv(x, weight, bias, **options)
+        kept = first.clone()
+        second = depthwise_conv(2 * x, weight, bias, **options)
+        assert first.data_ptr() == second.data_ptr()
+    with torch.no_grad():
+        assert torch.equal(depthwise_conv(x, weight, bias, **options), kept)
+        assert depthwise_conv(x, weight, bias, **options).data_ptr() != second.data_ptr()
+    with reused_memory():  # gradients are recorded: nothing may be overwritten
+        assert scratch("x", (1,), torch.float32) is None

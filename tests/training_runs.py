@@ -1,0 +1,44 @@
+"""Training runs on splits of a test's own, by the engine as a user's run goes through it."""
+
+from typing import Any
+
+import torch
+
+from visionssm.data import Splits
+from visionssm.data.loader import seed_everything
+from visionssm.tasks.checkpoint import ModelCard
+from visionssm.tasks.classification import ClassificationTask
+from visionssm.tasks.classification_config import ClassificationConfig
+from visionssm.tasks.classification_data import ClassificationData
+from visionssm.tasks.distillation import load_teacher
+from visionssm.tasks.engine import fit
+from visionssm.tasks.initial import build_initial_model
+from visionssm.tasks.run import open_run
+
+
+class Recorded(ClassificationTask):
+    """Notes the loss of every step."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.losses: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
+        loss = super().training_step(batch, batch_idx)
+        assert loss is not None
+        self.losses.append(float(loss.detach()))
+        return loss
+
+
+def fit_recorded(config: ClassificationConfig, splits: Splits) -> Recorded:
+    """Train on the CPU by the settings, on these images, into `config.out`."""
+    config = config.with_defaults()
+    run = open_run(config, splits.fingerprint())
+    seed_everything(config.seed)
+    initial = build_initial_model(config, splits.class_names)
+    card = ModelCard.of_run(config, run, initial.arguments, splits.class_names, initial.preprocessing.to_dict())
+    data = ClassificationData(splits, initial.preprocessing, config)
+    teacher = load_teacher(config, splits.class_names, initial.preprocessing)
+    task = Recorded(initial.model, config, card, data.batches_per_epoch(), teacher)
+    fit(task, data, run, "cpu")
+    return task
