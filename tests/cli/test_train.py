@@ -47,7 +47,7 @@ def test_print_config_shows_every_setting_and_trains_nothing(
         (["3"], "'3': settings are given as name=value"),
         (["epochs=three"], "epochs=three: expected int | None"),
         (["--model", "vmamba_nanoo"], "did you mean vmamba_nano"),
-        (["--data", "nowhere"], "nowhere: no such folder"),
+        (["--data", "nowhere"], "nowhere: no such file or folder"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
         (["--checkpoint", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
         (["device=cuda"], "device cuda isn't available here; available: auto, cpu"),

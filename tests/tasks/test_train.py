@@ -24,7 +24,7 @@ def test_a_run_learns_and_leaves_everything_behind(trained_run: Path) -> None:
     assert torch.__version__.startswith(versions["torch"])
     assert sorted(path.name for path in trained_run.iterdir()) == [
         "best.ckpt", "config.yaml", "confusion_matrix.png", "environment.json", "last.ckpt", "learning_curve.png",
-        "metrics.csv", "per_class.csv", "results.json",
+        "metrics.csv", "per_class.csv", "results.json", "tensorboard",
     ]  # fmt: skip
 
 

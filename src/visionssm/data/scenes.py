@@ -20,8 +20,8 @@ from visionssm.data.images import LabeledImages
 
 BACKGROUND = "background"
 FACTS = "scenes.json"  # what a folder of scenes was made with
-SMALLEST, LARGEST = 0.3, 0.65  # height of a digit, as a share of the scene's
-MOST_DIGITS = 4
+SMALLEST, LARGEST = 0.35, 0.7  # height of a digit, as a share of the scene's
+MOST_DIGITS = 3
 VISIBLE = 0.75  # smallest share of a digit that others leave uncovered
 CONTRAST = 70  # a digit is brighter than the background by this much at least, of 255
 

@@ -128,6 +128,10 @@ class SegmentationConfig(DenseConfig):
     long_side: int = setting(2048, "most pixels of the longer side, before the factor and in evaluation", ABOVE_ZERO)
     scale: tuple[float, float] = setting((0.5, 2.0), "in training: smallest and largest factor", RANGE)
     largest_share: float = setting(0.75, "of a crop's labelled pixels that one class may cover", SHARE)
+    class_shares: bool | None = setting(
+        None,
+        "start the classifiers at the classes' shares of the training pixels; default: for scenes, without checkpoint",
+    )
     photometric: bool = setting(True, "in training: change brightness, contrast, saturation and hue")
     window: int | None = setting(None, "in evaluation: side of a sliding window; default: the whole image", ABOVE_ZERO)
     stride: int | None = setting(
@@ -138,8 +142,9 @@ class SegmentationConfig(DenseConfig):
         """Fill what was left open: small heads and whole scenes, the published sizes for others."""
         size = scene_size(self.data)
         if size is None:
-            filled = self.filled(crop_size=(512, 512), resize=True, test_resize=True, epochs=12)
+            filled = self.filled(crop_size=(512, 512), resize=True, test_resize=True, class_shares=False, epochs=12)
         else:
             filled = self.filled(crop_size=(size, size), resize=False, test_resize=False, epochs=12)
+            filled = filled.filled(class_shares=self.checkpoint is None)
             filled = replace(filled, head_kwargs=filled.head_kwargs or SCENE_SEGMENTER)
         return super(SegmentationConfig, filled).with_defaults()

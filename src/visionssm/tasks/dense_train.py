@@ -28,7 +28,7 @@ from visionssm.tasks.engine import cpu_threads, fit
 from visionssm.tasks.figures import save_learning_curve
 from visionssm.tasks.processes import is_first_process
 from visionssm.tasks.run import LEARNING_CURVE, RESULTS, Run, open_run, say_what_runs, write_text
-from visionssm.tasks.segmentation import SegmentationTask
+from visionssm.tasks.segmentation import SegmentationTask, start_at_class_shares
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ def _train(config: Any, train: Any, val: Any, transform: DenseTransform, force: 
 
     seed_everything(config.seed)
     model, arguments = build_dense_model(config, len(train.class_names))
+    if isinstance(config, SegmentationConfig) and config.class_shares:
+        start_at_class_shares(model, train)
     facts = {"input_size": [3, *_input_size(config)], "category_ids": getattr(train, "category_ids", None)}
     card = ModelCard.of_run(config, run, arguments, train.class_names, facts)
     wide = None

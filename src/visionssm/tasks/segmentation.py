@@ -5,12 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visionssm.data.ade20k import IGNORE, LabelMapImages
 from visionssm.data.dense_loader import DenseBatch
 from visionssm.tasks.dense import DenseTask
 from visionssm.tasks.dense_config import SegmentationConfig
 from visionssm.tasks.processes import summed
 from visionssm.tasks.segmentation_metrics import SegmentationMetrics, confusion_matrix
 
+MOST_COUNTED = 500  # label maps whose pixels are counted
 MULTI_SCALE = {"ratios": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), "flip": True}
 
 
@@ -57,6 +59,30 @@ class SegmentationTask(DenseTask):
             unreadable=[],
             problems=[],
         )
+
+
+@torch.no_grad()
+def start_at_class_shares(model: Any, images: LabelMapImages) -> None:
+    """Set the biases of both classifiers to the logarithms of the classes' shares of the pixels.
+
+    Where one class covers most of every image, the first steps otherwise do nothing but raise its logit. They change all
+    weights in that one direction, and features as narrow as a small model's don't recover.
+
+    Args:
+        model: a `visionssm.heads.UperNet`.
+        images: for training; 500 of them, evenly spaced, are counted.
+    """
+    counts = torch.zeros(IGNORE + 1, dtype=torch.int64)
+    for index in range(0, len(images), -(-len(images) // MOST_COUNTED)):
+        try:
+            _, target, _ = images.load(index)
+        except OSError:  # counted and listed when it is trained on
+            continue
+        counts += torch.bincount(target["label_map"].flatten(), minlength=IGNORE + 1)
+    shares = counts[: len(images.class_names)].clamp(min=1).float()
+    for head in (model.decode_head, model.auxiliary_head):
+        if head is not None:
+            head.classifier[-1].bias.copy_((shares / shares.sum()).log())
 
 
 def predict_label_map(model: Any, image: Tensor, config: SegmentationConfig, multi_scale: bool = False) -> Tensor:
