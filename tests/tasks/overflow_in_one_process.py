@@ -32,14 +32,19 @@ class Fragile(nn.Module):
         return self.head(self.overflow(hidden))
 
 
-config = ClassificationConfig(epochs=1, batch_size=64, device="cpu", out=sys.argv[1], ema_decay=0.9).with_defaults()
-preprocessing = Preprocessing((1, 8, 8), "bicubic", (0.5,), (0.5,), 1.0, "center")
-splits = load_digits()
-run = open_run(config, "")
-card = ModelCard.of_run(config, run, {}, splits.class_names, preprocessing.to_dict())
-data = ClassificationData(splits, preprocessing, config)
-torch.manual_seed(0)
-task = ClassificationTask(Fragile(bad_step=3), config, card, data.batches_per_epoch())
-fit(task, data, run, "cpu")
-for row in task.history:
-    print(f"process {rank_zero_only.rank} skipped {row['skipped_steps']}")
+def main() -> None:
+    config = ClassificationConfig(epochs=1, batch_size=64, device="cpu", out=sys.argv[1], ema_decay=0.9).with_defaults()
+    preprocessing = Preprocessing((1, 8, 8), "bicubic", (0.5,), (0.5,), 1.0, "center")
+    splits = load_digits()
+    run = open_run(config, "")
+    card = ModelCard.of_run(config, run, {}, splits.class_names, preprocessing.to_dict())
+    data = ClassificationData(splits, preprocessing, config)
+    torch.manual_seed(0)
+    task = ClassificationTask(Fragile(bad_step=3), config, card, data.batches_per_epoch())
+    fit(task, data, run, "cpu")
+    for row in task.history:
+        print(f"process {rank_zero_only.rank} skipped {row['skipped_steps']}")
+
+
+if __name__ == "__main__":
+    main()

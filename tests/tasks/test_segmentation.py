@@ -19,9 +19,10 @@ from visionssm.data.scenes import make_scenes
 from visionssm.tasks.checkpoint import read_checkpoint
 from visionssm.tasks.dense_config import SegmentationConfig
 from visionssm.tasks.dense_model import build_dense_model, load_dense_model
-from visionssm.tasks.segmentation import predict_label_map
+from visionssm.tasks.segmentation import predict_label_map, start_at_class_shares
 
 TRAIN = ["train", "--task", "segmentation", "--device", "cpu", "--threads", "1", "--batch-size", "2"]
+TRAIN += ["--class-shares", "false", "--lr", "1e-4"]  # a few steps then don't end at nothing but background
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,18 @@ def test_an_interrupted_run_ends_bit_by_bit_like_one_that_was_not(scenes: Path, 
     first, second = read_checkpoint(run / "last.ckpt"), read_checkpoint(stopped / "last.ckpt")
     assert all(torch.equal(value, second["state_dict"][key]) for key, value in first["state_dict"].items())
     assert (run / "metrics.csv").read_bytes() == (stopped / "metrics.csv").read_bytes()
+
+
+def test_training_can_start_at_the_shares_of_the_classes(scenes: Path) -> None:
+    config = SegmentationConfig(data=str(scenes)).with_defaults()
+    assert config.class_shares
+    model, _ = build_dense_model(config, 11)
+    images = load_ade20k(scenes)[0]
+    start_at_class_shares(model, images)
+    labels = np.stack([np.asarray(images.load(index)[1]["label_map"]) for index in range(len(images))])
+    counts = torch.tensor([max(1, int((labels == digit).sum())) for digit in range(11)])
+    for head in (model.decode_head, model.auxiliary_head):
+        torch.testing.assert_close(head.classifier[-1].bias.softmax(0), counts / counts.sum())
 
 
 def test_one_image_is_learned_by_heart(scenes: Path) -> None:

@@ -100,7 +100,7 @@ def _load(path: str) -> Any:
 
 def _add_setting(group: Any, item: dataclasses.Field) -> None:
     default = "" if item.default in (dataclasses.MISSING, None) else f" [{item.default}]"
-    flag = {"nargs": "?", "const": "true"} if item.type is bool else {}
+    flag = {"nargs": "?", "const": "true"} if item.type in (bool, bool | None) else {}
     group.add_argument(
         f"--{item.name.replace('_', '-')}",
         dest=f"setting.{item.name}",

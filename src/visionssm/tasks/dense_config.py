@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import timm
+
 from visionssm.data.scenes import scene_size
 from visionssm.tasks.config import ABOVE_ZERO, NOT_NEGATIVE, RANGE, SHARE, SIZE, TrainConfig, one_of, setting
 
@@ -14,7 +16,7 @@ SCENE_DETECTOR = {
     "channels": 48, "hidden": 128, "anchor_scale": 4.0, "rpn_samples": 64, "roi_samples": 32,
     "proposals_train": [200, 100], "proposals_test": [200, 60],
 }  # fmt: skip
-SCENE_SEGMENTER = {"channels": 64, "auxiliary_channels": 32}
+SCENE_SEGMENTER = {"channels": 64, "auxiliary_channels": 32, "pool_scales": [1, 2], "dropout": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,9 @@ class DenseConfig(TrainConfig):
     """What detection and segmentation share."""
 
     data: str = setting("scenes", "a folder in the task's layout, or one that `visionssm data make-scenes` has written")
+    pretrained: bool | None = setting(  # type: ignore[assignment]
+        None, "start from the published weights; default: for scenes, where the model's are part of this package"
+    )
     batch_size: int = setting(8, "images per batch and process", ABOVE_ZERO)
     head_kwargs: dict[str, Any] = setting(dict, "further arguments of the head, such as {channels: 256}")  # noqa: RUF009
     epoch_batches: int | None = setting(
@@ -48,12 +53,21 @@ class DenseConfig(TrainConfig):
         """Fill what was left open. Digits aren't mirrored, and a model this small is quicker on one thread."""
         scenes = scene_size(self.data) is not None
         filled = self.filled(
+            pretrained=scenes and self.checkpoint is None and not self.model_kwargs and _brings_weights(self.model),
             hflip=0.0 if scenes else 0.5,
             lr=2e-3 if scenes else 1e-4,
             ema_decay=0.0,
             out=f"runs/{Path(self.data).expanduser().resolve().name}-{self.task}-{self.model.replace('/', '_')}",
         )
         return super(DenseConfig, filled).with_defaults()
+
+
+def _brings_weights(model: str) -> bool:
+    """Whether a model's weights are a file of this package, so that nothing is fetched."""
+    import visionssm.models  # noqa: F401  # registers the models
+
+    cfg = timm.models.get_pretrained_cfg(model, allow_unregistered=True)
+    return cfg is not None and bool(cfg.file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +146,9 @@ class SegmentationConfig(DenseConfig):
         None,
         "start the classifiers at the classes' shares of the training pixels; default: for scenes, without checkpoint",
     )
-    photometric: bool = setting(True, "in training: change brightness, contrast, saturation and hue")
+    photometric: bool | None = setting(
+        None, "in training: change brightness, contrast, saturation and hue; default: not for scenes"
+    )
     window: int | None = setting(None, "in evaluation: side of a sliding window; default: the whole image", ABOVE_ZERO)
     stride: int | None = setting(
         None, "in evaluation: pixels from one window to the next; default: two thirds of it", ABOVE_ZERO
@@ -142,9 +158,10 @@ class SegmentationConfig(DenseConfig):
         """Fill what was left open: small heads and whole scenes, the published sizes for others."""
         size = scene_size(self.data)
         if size is None:
-            filled = self.filled(crop_size=(512, 512), resize=True, test_resize=True, class_shares=False, epochs=12)
+            filled = self.filled(crop_size=(512, 512), resize=True, test_resize=True, photometric=True, epochs=12)
+            filled = filled.filled(class_shares=False)
         else:
             filled = self.filled(crop_size=(size, size), resize=False, test_resize=False, epochs=12)
-            filled = filled.filled(class_shares=self.checkpoint is None)
+            filled = filled.filled(class_shares=self.checkpoint is None, photometric=False, lr=4e-3)
             filled = replace(filled, head_kwargs=filled.head_kwargs or SCENE_SEGMENTER)
         return super(SegmentationConfig, filled).with_defaults()

@@ -82,7 +82,7 @@ def train_segmenter(config: SegmentationConfig, force: bool = False) -> DenseTra
         ratios=config.scale,
         largest_share=config.largest_share,
         hflip=config.hflip or 0.0,
-        photometric=config.photometric,
+        photometric=bool(config.photometric),
     )
     with cpu_threads(config.threads):
         run, task = _train(config, train, val, transform, force)
