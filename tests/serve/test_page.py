@@ -12,9 +12,12 @@ import zlib
 import pytest
 from PIL import Image
 
+from visionssm.cli.main import main
 from visionssm.data import load_digits
+from visionssm.data.scenes import make_scenes
 from visionssm.serve.looking import Looker, open_upload
 from visionssm.tasks.classifiers import named_classifier
+from visionssm.tasks.dense_model import load_dense_model
 
 
 @pytest.fixture
@@ -44,6 +47,21 @@ def test_a_classifier_shows_classes_evidence_and_attention(digit):
     assert min(finding.picture.size) > 200
     assert looker.input_of(image).size == (320, 320)
     assert min(looker.attention(image, 0.5, 0.5).size) > 200
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_a_dense_model_draws_what_it_finds(task, tmp_path):
+    make_scenes(tmp_path / "scenes", images=4, size=64)
+    run = tmp_path / "run"
+    settings = ["--data", str(tmp_path / "scenes"), "--epochs", "1", "--batch-size", "2", "--out", str(run)]
+    assert main(["train", "--task", task, "--model", "vmamba_nano", *settings]) == 0
+    looker = Looker(load_dense_model(run))
+    assert not looker.is_classifier
+    scene = open_upload(next((tmp_path / "scenes" / "coco" / "val2017").iterdir()))
+    finding = looker.look(scene)
+    assert min(finding.picture.size) >= 480
+    assert all(0 <= share <= 1 for share in finding.shares.values())
+    assert looker.input_of(scene) is scene
 
 
 @pytest.mark.parametrize(
