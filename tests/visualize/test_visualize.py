@@ -8,6 +8,7 @@ from parity_data import fixture, load_fixture_weights, operator_vectors
 
 import visionssm
 from visionssm.ops import path_scan
+from visionssm.ops.observe import observe_scans
 from visionssm.testing.parity import relative_error, rule_image
 from visionssm.visualize import (
     MODES,
@@ -127,6 +128,18 @@ def test_pixels_of_every_family_are_found(name):
     row, column = divmod(int(seen.argmax()), W)
     assert abs((row + 0.5) / H - 44 / 64) <= 1.6 / H
     assert abs((column + 0.5) / W - 76 / 96) <= 1.6 / W
+
+
+@pytest.mark.parametrize("name", NANOS)
+def test_records_keep_what_each_scan_was_given(name):
+    """Also where the blocks of a model take turns with their memory."""
+    torch.manual_seed(0)
+    model = visionssm.create_model(name).eval()
+    image, given = torch.randn(1, 3, 40, 56), []
+    with torch.no_grad(), observe_scans(lambda tensors, softplus, zoh: given.append(tensors.x.clone())):
+        model.forward_intermediates(image, intermediates_only=True)
+    for record, x in zip(record_scans(model, image), given, strict=True):
+        assert torch.equal(record.tensors.x, x)
 
 
 def test_row_equals_row_of_the_matrix():

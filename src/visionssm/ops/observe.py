@@ -13,6 +13,8 @@ observers: list[Observer] = []
 def observe_scans(observer: Observer) -> Iterator[None]:
     """Inside the block, `observer(tensors, softplus, zoh)` is called before every `path_scan` that runs eagerly.
 
+    What is kept of the tensors has to be copied: models may use their memory again.
+
     Example:
         >>> import torch
         >>> from visionssm.ops import path_scan, paths

@@ -93,8 +93,8 @@ def record_scans(model: nn.Module, image: Tensor) -> list[ScanRecord]:
         return note
 
     def keep(tensors: ScanTensors, softplus: bool, zoh: bool) -> None:
-        detached = tree_map_only(Tensor, Tensor.detach, tensors)
-        seen.append((running, detached, softplus, zoh))
+        # Copies, because blocks take turns with the memory of their intermediate results.
+        seen.append((running, tree_map_only(Tensor, lambda value: value.detach().clone(), tensors), softplus, zoh))
 
     scans = [(name, module) for name, module in model.named_modules() if hasattr(module, "A_log")]
     handles = [module.register_forward_pre_hook(entering(name)) for name, module in scans]
