@@ -105,3 +105,16 @@ def test_weights_of_another_model_are_refused(
     command = ["train", "--model", "vmamba_nano", "--checkpoint", str(run_folder), "--data", str(other_photos)]
     assert main([*command, f"out={tmp_path / 'run'}"]) == 2
     assert "holds weights of test_convnext, not of vmamba_nano; choose --model test_convnext" in capsys.readouterr().err
+
+
+def test_a_published_file_may_be_called_ckpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some families' are: the content says that it is no run of ours, not the suffix."""
+    model = timm.create_model("vmamba_nano", pretrained=True)
+    published = model.key_table.to_published(model.state_dict())
+    torch.save({"state_dict": published, "epoch": 300}, tmp_path / "published.ckpt")
+    command = ["train", "--model", "vmamba_nano", "--checkpoint", str(tmp_path / "published.ckpt")]
+    assert main([*command, "epochs=1", f"out={tmp_path / 'run'}"]) == 0
+    assert f"weights   {tmp_path / 'published.ckpt'}" in capsys.readouterr().out
+    looked_at = ["erf", "--model", "vmamba_nano", "--checkpoint", str(tmp_path / "published.ckpt")]
+    assert main([*looked_at, "--out", str(tmp_path / "erf.png")]) == 0
+    assert "untrained" not in capsys.readouterr().err

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visionssm.cli.sizes import image_size
 from visionssm.cli.task_option import add_task_options, dense_task
 
 if TYPE_CHECKING:
@@ -79,9 +80,10 @@ def run(args: argparse.Namespace) -> int:
     from visionssm.tasks.evaluation import evaluate
 
     files = [Path(name) for name in args.out]
-    _check(args, files)
+    bare = _bare_files(args)
+    _check(args, files, bare)
     rows: list[dict[str, Any]] = []
-    for classifier, images, title in _subjects(args):
+    for classifier, images, title in _subjects(args, bare):
         print(f"{classifier.source}: {classifier.config['model']}, {classifier.weights} weights, input "
               f"{' x '.join(map(str, classifier.preprocessing.input_size[1:]))}")  # fmt: skip
         evaluation = evaluate(classifier, images, args.batch_size, args.workers)
@@ -97,29 +99,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace, files: list[Path]) -> None:
+def _check(args: argparse.Namespace, files: list[Path], bare: list[str]) -> None:
     """ValueError for arguments that don't go together, before anything is computed."""
     for file in files:
         if file.suffix not in FORMATS:
             raise ValueError(f"{file}: results are written as {', '.join(FORMATS)}; choose one of these endings")
     if not args.model and not args.checkpoint:
         raise ValueError("name what to measure: --model NAME for published weights, --checkpoint for a run or a file")
-    if args.img_size is not None and (len(args.img_size) > 2 or min(args.img_size) < 1):
-        raise ValueError(f"--img-size: got {' '.join(map(str, args.img_size))}, need one positive number, or H W")
-    count = len(args.checkpoint) + (0 if _bare_files(args) else len(args.model))
+    image_size(args.img_size)
+    count = len(args.checkpoint) + (0 if bare else len(args.model))
     if count > 1 and any(file.suffix == ".png" for file in files):
         raise ValueError(f"a .png shows the confusion matrix of one model, but {count} are named")
 
 
-def _subjects(args: argparse.Namespace) -> Iterator[tuple["Classifier", "LabeledImages", str]]:
+def _subjects(args: argparse.Namespace, bare: list[str]) -> Iterator[tuple["Classifier", "LabeledImages", str]]:
     """Each classifier that the arguments name, with the images that it is measured on and what to call them."""
     from visionssm.data.source import choose_part, read_parts
     from visionssm.tasks.checkpoint import pick_device
     from visionssm.tasks.classifiers import named_classifier, run_classifier
 
     device = pick_device(args.device)
-    size = None if args.img_size is None else (args.img_size[0], args.img_size[-1])
-    bare = _bare_files(args)
+    size = image_size(args.img_size)
     if (bare or args.model) and args.data is None:
         raise ValueError("name the images to measure on with --data, such as --data imagenet/val")
 
@@ -146,10 +146,14 @@ def _subjects(args: argparse.Namespace) -> Iterator[tuple["Classifier", "Labeled
 
 def _bare_files(args: argparse.Namespace) -> list[str]:
     """Of the checkpoints, the files with weights of the model that is named beside them."""
-    files = [file for file in args.checkpoint if Path(file).suffix != ".ckpt" and not Path(file).is_dir()]
+    from visionssm.tasks.checkpoint import is_run
+
+    if not args.model:
+        return []
+    files = [file for file in args.checkpoint if not is_run(file)]
     if files and len(args.model) > 1:
         raise ValueError(f"{files[0]} holds weights of one model, but --model names {len(args.model)}")
-    return files if args.model else []
+    return files
 
 
 def _held_back(classifier: "Classifier", part: str | None) -> tuple["LabeledImages", str]:

@@ -28,14 +28,13 @@ def load_model(args: argparse.Namespace) -> "Classifier":
         FileNotFoundError: there are no such weights.
     """
     import visionssm
+    from visionssm.cli.sizes import image_size
     from visionssm.data.transforms import Preprocessing
-    from visionssm.tasks.checkpoint import Classifier
+    from visionssm.tasks.checkpoint import Classifier, is_run
     from visionssm.tasks.classifiers import named_classifier, run_classifier
 
-    if args.img_size is not None and (len(args.img_size) > 2 or min(args.img_size) < 1):
-        raise ValueError(f"--img-size: got {' '.join(map(str, args.img_size))}, need one positive number, or H W")
-    size = None if args.img_size is None else (args.img_size[0], args.img_size[-1])
-    if args.checkpoint and (Path(args.checkpoint).is_dir() or args.checkpoint.endswith(".ckpt")):
+    size = image_size(args.img_size)
+    if args.checkpoint and is_run(args.checkpoint):
         found = run_classifier(args.checkpoint, img_size=size)
     elif args.model is None:
         raise ValueError("no model: give --model NAME (and --pretrained), or --checkpoint with the folder of a run")

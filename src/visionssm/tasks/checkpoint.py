@@ -1,6 +1,7 @@
 """Checkpoints of training runs: written whole or not at all, and complete, so that a file alone gives a classifier."""
 
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,6 +12,7 @@ from torch import nn
 import visionssm
 from visionssm._files import write_atomically
 from visionssm.data.transforms import Preprocessing
+from visionssm.models import read_checkpoint as read_weights
 
 if TYPE_CHECKING:
     from visionssm.tasks.config import TrainConfig
@@ -136,6 +138,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "to start training from it: visionssm train --checkpoint FILE --model NAME"
         )
     return content
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a path means what `visionssm train` left, rather than bare weights: a folder, or a file with a model card.
+
+    The suffix doesn't tell: published weights come as `.ckpt` too. A `.ckpt` that nobody can read, or that isn't there, counts
+    as a run, whose reader says what is wrong.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        return path.is_dir() or path.suffix == ".ckpt"
+    if _reads(read_checkpoint, path):
+        return True
+    return path.suffix == ".ckpt" and not _reads(read_weights, path)
+
+
+def _reads(reader: Callable[[Path], object], path: Path) -> bool:
+    try:
+        reader(path)
+    except ValueError:
+        return False
+    return True
 
 
 def load_classifier(path: str | Path, device: torch.device | str = "cpu", averaged: bool = True) -> Classifier:

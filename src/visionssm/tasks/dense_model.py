@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from visionssm.tasks.checkpoint import CARD, ModelCard, find_checkpoint, model_weights, read_checkpoint
+from visionssm.tasks.checkpoint import CARD, ModelCard, find_checkpoint, is_run, model_weights, read_checkpoint
 from visionssm.tasks.dense_config import DenseConfig, DetectionConfig, SegmentationConfig
 
 HEADS = {
@@ -56,7 +56,7 @@ def build_dense_model(config: DenseConfig, classes: int) -> tuple[nn.Module, dic
         model.load_backbone(config.pretrained)  # type: ignore[operator]
         return model, arguments
     path = find_checkpoint(config.checkpoint)
-    if path.suffix == ".ckpt":
+    if is_run(path):
         _load_run(model, path, config)
     else:
         model.load_backbone(checkpoint=path)  # type: ignore[operator]

@@ -12,7 +12,7 @@ import visionssm
 from visionssm._messages import near_matches, shortened
 from visionssm.data.transforms import Preprocessing
 from visionssm.models import read_checkpoint as read_weights
-from visionssm.tasks.checkpoint import find_checkpoint, load_classifier, read_checkpoint
+from visionssm.tasks.checkpoint import find_checkpoint, is_run, load_classifier
 from visionssm.tasks.classification_config import ClassificationConfig
 
 
@@ -63,7 +63,7 @@ def load_teacher(config: ClassificationConfig, class_names: list[str], given: Pr
     if config.distillation == "none":
         return None
     name, path = config.teacher, config.teacher_checkpoint and find_checkpoint(config.teacher_checkpoint)
-    if path and _is_run(path):
+    if path and is_run(path):
         classifier = load_classifier(path)
         _check_class_names(path, classifier.class_names, class_names)
         return Teacher(classifier.model, given, _fitting(str(path), classifier.preprocessing, given))
@@ -114,15 +114,6 @@ def mesa_loss(logits: Tensor, averaged_logits: Tensor) -> Tensor:
     """
     student, target = ((values / 3).log_softmax(1) for values in (logits, averaged_logits))
     return 50 * functional.kl_div(student, target, reduction="batchmean", log_target=True)
-
-
-def _is_run(path: Path) -> bool:
-    """Whether a file is a checkpoint of `visionssm train`, which says what model and which classes it has."""
-    try:
-        read_checkpoint(path)
-    except ValueError:
-        return False
-    return True
 
 
 def _published_teacher(name: str, classes: int, given: Preprocessing) -> nn.Module:

@@ -11,7 +11,7 @@ from visionssm._messages import near_matches
 from visionssm.data.images import listing
 from visionssm.data.transforms import Preprocessing
 from visionssm.models import find_release
-from visionssm.tasks.checkpoint import CARD, ModelCard, find_checkpoint, model_weights, read_checkpoint
+from visionssm.tasks.checkpoint import CARD, ModelCard, find_checkpoint, is_run, model_weights, read_checkpoint
 from visionssm.tasks.classification_config import ClassificationConfig
 
 
@@ -82,7 +82,7 @@ def _weights(config: ClassificationConfig) -> tuple[dict[str, Any], list[str] | 
         overlay = {"pretrained_cfg_overlay": _published(name)} if config.weights_of is not None else {}
         return {"pretrained": True, **overlay}, known, f"those published for {name}"
     path = find_checkpoint(config.checkpoint)
-    if path.suffix != ".ckpt":
+    if not is_run(path):
         return {"checkpoint": path}, None, str(path)
     content = read_checkpoint(path)
     card = ModelCard(**content[CARD])
