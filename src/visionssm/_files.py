@@ -3,6 +3,10 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -22,3 +26,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def save_png(figure: "Figure", path: Path, dpi: int = 130) -> None:
+    """Draw a figure into a PNG that appears whole; its folder is made if it isn't there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=dpi))

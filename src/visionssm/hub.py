@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ._files import write_atomically
 from .models import find_release
 from .tasks.checkpoint import CARD, Classifier, ModelCard, load_classifier, read_checkpoint
+from .tasks.run import RESULTS
 
 if TYPE_CHECKING:
     from .models._release import Release
@@ -142,5 +143,5 @@ _KEPT = ("first_conv", "classifier", "pool_size")
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    file = folder / "results.json"
+    file = folder / RESULTS
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

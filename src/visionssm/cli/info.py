@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any
 
+from visionssm.cli.sizes import image_size
+
 EXAMPLES = """\
 examples:
   visionssm info vmamba_tiny
@@ -24,9 +26,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the facts."""
-    if args.img_size is not None and (len(args.img_size) > 2 or min(args.img_size) < 1):
-        raise ValueError(f"--img-size: got {' '.join(map(str, args.img_size))}, need one positive number, or H W")
-    facts = describe(args.model, None if args.img_size is None else (args.img_size[0], args.img_size[-1]))
+    facts = describe(args.model, image_size(args.img_size))
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0

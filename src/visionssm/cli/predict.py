@@ -89,13 +89,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _classifier(args: argparse.Namespace) -> "Classifier":
     """The classifier that the arguments name."""
+    from visionssm.cli.sizes import image_size
     from visionssm.tasks.checkpoint import pick_device
     from visionssm.tasks.classifiers import named_classifier, run_classifier
 
-    if args.img_size is not None and (len(args.img_size) > 2 or min(args.img_size) < 1):
-        raise ValueError(f"--img-size: got {' '.join(map(str, args.img_size))}, need one positive number, or H W")
+    size = image_size(args.img_size)
     device = pick_device(args.device)
-    size = None if args.img_size is None else (args.img_size[0], args.img_size[-1])
     if args.model is None and args.checkpoint is None:
         raise ValueError("name the classifier: --checkpoint RUN|FILE, or --model NAME for published weights")
     if args.model is None:

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionssm._files import write_atomically
+from visionssm._files import save_png
 from visionssm.tasks.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#d1701d", "#6b6b6b"
 MOST_LABELS = 30  # classes whose names and counts can still be read
@@ -48,7 +47,7 @@ def save_learning_curve(
         _tidy(axes)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    _save(figure, file)
+    save_png(figure, file)
 
 
 def save_confusion_matrix(evaluation: Evaluation, file: Path) -> None:
@@ -73,13 +72,9 @@ def save_confusion_matrix(evaluation: Evaluation, file: Path) -> None:
     axes.set_ylabel("true class")
     axes.set_title(f"{evaluation.images} images, top-1 {100 * evaluation.top1:.2f} %", loc="left", fontsize=10)
     axes.spines[:].set_visible(False)
-    _save(figure, file)
+    save_png(figure, file)
 
 
 def _tidy(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GREY, alpha=0.2)
-
-
-def _save(figure: "Figure", file: Path) -> None:
-    write_atomically(file, lambda temporary: figure.savefig(temporary, format="png", dpi=130))

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from .._files import write_atomically
+from .._files import save_png
 from .receptive_field import ReceptiveField, area_ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
@@ -38,7 +37,7 @@ def save_receptive_field(field: ReceptiveField, file: Path, title: str) -> None:
         axes.annotate(f"{share:g}", corner, (1, -2), textcoords="offset points", fontsize=8, va="top", color="black")
     _pixels(axes)
     axes.set_title(f"{title}\n{_count(field)}; squares: share of contribution$^{{0.25}}$", loc="left", fontsize=9)
-    _save(figure, file)
+    save_png(figure, file)
 
 
 def save_overlay(photo: Tensor, heat: Tensor, file: Path, title: str, unit: str) -> None:
@@ -65,7 +64,7 @@ def save_overlay(photo: Tensor, heat: Tensor, file: Path, title: str, unit: str)
     figure.colorbar(image, ax=overlay, shrink=0.85, label=unit)
     plain.set_title("input", loc="left", fontsize=10)
     overlay.set_title(title, loc="left", fontsize=10)
-    _save(figure, file)
+    save_png(figure, file)
 
 
 def save_attention(
@@ -105,7 +104,7 @@ def save_attention(
     figure.suptitle(
         f"{title}\ncontribution of each pixel to the query (mean over channels)", fontsize=10, x=0.01, ha="left"
     )
-    _save(figure, file)
+    save_png(figure, file)
 
 
 def _rectangle(corner: tuple[float, float], side: int) -> "Rectangle":
@@ -126,8 +125,3 @@ def _displayed(photo: Tensor) -> np.ndarray:
 def _pixels(axes: "Axes") -> None:
     axes.set_xlabel("pixels", fontsize=8)
     axes.tick_params(labelsize=7)
-
-
-def _save(figure: "Figure", file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lambda temporary: figure.savefig(temporary, format="png", dpi=130))

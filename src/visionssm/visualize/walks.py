@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._files import write_atomically
+from .._files import save_png, write_atomically
 from .._messages import near_matches
 from ..ops import paths
 
@@ -66,7 +66,7 @@ def save_walks(table: Tensor, names: Sequence[str], grid: tuple[int, int], file:
         line = _line(axes, path, grid, name)
         line.set_array(torch.arange(len(line.get_segments())).numpy())
     figure.colorbar(line, ax=list(panels), shrink=0.8, label="step")
-    write_atomically(file, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    save_png(figure, file, dpi=110)
 
 
 def save_walks_animation(
