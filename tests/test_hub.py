@@ -1,4 +1,4 @@
-"""A run becomes a folder for the hub, and the folder the same classifier again, through timm alone."""
+"""A run becomes a folder for the hub, and the folder the same model again: a classifier through timm alone."""
 
 import json
 
@@ -7,7 +7,9 @@ import timm
 import torch
 
 from visionssm.cli.main import main
+from visionssm.data.scenes import make_scenes
 from visionssm.tasks.checkpoint import load_classifier
+from visionssm.tasks.dense_model import load_dense_model
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,34 @@ def test_round_trip_through_timm(run, tmp_path, capsys):
     assert config["label_names"] == trained.class_names
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
-    assert "| test | 359 |" in card
+    assert "| top1 (test, 359 images) |" in card
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_round_trip_of_detectors_and_segmenters(task, tmp_path, capsys):
+    scenes = make_scenes(tmp_path / "scenes", images=8, size=64)
+    run, folder = tmp_path / "run", tmp_path / "hub"
+    assert main(["train", "--task", task, "--data", str(scenes), "--epochs", "1", "--out", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["publish", str(run), "--out", str(folder), "--license", "mit"]) == 0
+    printed = capsys.readouterr().out
+    loaded = {}
+    exec(printed.partition("to load it:\n")[2].replace("\n  ", "\n").strip(), loaded)
+    trained = load_dense_model(run)
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(loaded["model"].state_dict()[name], value), name
+    classes = json.loads((folder / "classes.json").read_text())
+    assert classes == {"class_names": trained.class_names, "category_ids": trained.category_ids}
+    card = (folder / "README.md").read_text()
+    assert ("| box AP (val, 2 images) |" if task == "detection" else "| mIoU (val, 2 images) |") in card
+
+
+def test_classifier_commands_refuse_a_segmenter(tmp_path, capsys):
+    scenes = make_scenes(tmp_path / "scenes", images=4, size=64)
+    run = tmp_path / "run"
+    assert main(["train", "--task", "segmentation", "--data", str(scenes), "--epochs", "1", "--out", str(run)]) == 0
+    with pytest.raises(ValueError, match=r"is from the task segmentation; a classifier is needed here"):
+        load_classifier(run)
 
 
 def test_existing_folder_is_left_alone(run, tmp_path, capsys):

@@ -41,8 +41,8 @@ def load_model(args: argparse.Namespace) -> "Classifier":
     elif args.pretrained or args.checkpoint:
         found = named_classifier(args.model, args.checkpoint, img_size=size)
     else:
-        print(f"note: {args.model} is untrained; --pretrained or --checkpoint load weights", file=sys.stderr)
         model = visionssm.create_model(args.model).eval()
+        print(f"note: {args.model} is untrained; --pretrained or --checkpoint load weights", file=sys.stderr)
         preprocessing = Preprocessing.of_model(model)
         if size is not None:
             preprocessing = replace(preprocessing, input_size=(preprocessing.input_size[0], *size))

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -81,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides += unknown
     elif unknown:
         commands[args.command].error(f"unknown argument {' '.join(unknown)}")
+    # torchao, which transformers loads where it is installed, registers its enums in a way that torch complains of.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     try:
         code = importlib.import_module(f"visionssm.cli.{args.command}").run(args)
         sys.stdout.flush()

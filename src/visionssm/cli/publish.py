@@ -1,4 +1,4 @@
-"""`visionssm publish RUN`: a trained classifier as a folder for the Hugging Face hub."""
+"""`visionssm publish RUN`: a trained model as a folder for the Hugging Face hub."""
 
 import argparse
 from pathlib import Path
@@ -24,11 +24,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write, and upload if asked to."""
-    from visionssm.hub import push_to_hub, save_for_hub
+    from visionssm.hub import loading_code, push_to_hub, save_for_hub
 
     folder = save_for_hub(args.run, args.out, args.license)
     print(f"written to {folder}; to load it:")
-    print(f'  import timm, visionssm; timm.create_model("local-dir:{folder}", pretrained=True)')
+    print("\n".join(f"  {line}" for line in loading_code(folder).splitlines() if line))
     if args.push:
         print(f"uploaded: {push_to_hub(folder, args.push, args.private)}")
     return 0

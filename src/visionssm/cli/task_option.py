@@ -33,8 +33,8 @@ def _task_of_checkpoint(args: argparse.Namespace) -> str:
 
 def checkpoint_task(named: str | None) -> str:
     """What a run, or a checkpoint of one, was trained for; classification if it is none."""
-    from visionssm.tasks.checkpoint import CARD, find_checkpoint, is_run, read_checkpoint
+    from visionssm.tasks.checkpoint import CARD, ModelCard, find_checkpoint, is_run, read_checkpoint
 
     if not named or not is_run(named):
         return "classification"
-    return read_checkpoint(find_checkpoint(named))[CARD]["config"].get("task", "classification")
+    return ModelCard(**read_checkpoint(find_checkpoint(named))[CARD]).task

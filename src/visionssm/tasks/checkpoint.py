@@ -34,6 +34,11 @@ class ModelCard:
     fingerprint: str  # of the data
     version: str  # of visionssm
 
+    @property
+    def task(self) -> str:
+        """What was trained: "classification", "detection" or "segmentation"."""
+        return str(self.config.get("task", "classification"))
+
     @classmethod
     def of_run(
         cls,
@@ -172,11 +177,13 @@ def load_classifier(path: str | Path, device: torch.device | str = "cpu", averag
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, isn't from `visionssm train`, or its weights don't fit the model it names.
+        ValueError: the file is damaged, isn't a classifier of `visionssm train`, or its weights don't fit the model it names.
     """
     source = find_checkpoint(path)
     content = read_checkpoint(source)
     card = ModelCard(**content[CARD])
+    if card.task != "classification":
+        raise ValueError(f"{source} is from the task {card.task}; a classifier is needed here")
     state, weights = model_weights(content["state_dict"], averaged)
     model = visionssm.create_model(card.model, **card.model_kwargs)
     try:

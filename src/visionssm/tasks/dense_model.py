@@ -113,15 +113,14 @@ def load_dense_model(
     source = find_checkpoint(path)
     content = read_checkpoint(source)
     card = ModelCard(**content[CARD])
-    found = card.config.get("task", "classification")
-    if found not in CONFIGS or task not in (None, found):
+    if card.task not in CONFIGS or task not in (None, card.task):
         raise ValueError(
-            f"{source} is from the task {found}" + (f", not from {task}; choose --task {found}" if task else "")
+            f"{source} is from the task {card.task}" + (f", not from {task}; choose --task {card.task}" if task else "")
         )
     values: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in card.config.items() if name != "task"
     }
-    config = CONFIGS[found](**values)
+    config = CONFIGS[card.task](**values)
     model = make_head(head_name(config), card.model_kwargs)
     state, weights = model_weights(content["state_dict"], averaged)
     try:
@@ -141,7 +140,7 @@ def _load_run(model: nn.Module, path: Path, config: DenseConfig) -> None:
         raise ValueError(f"{path} holds weights of {card.model}, not of {config.model}; choose --model {card.model}")
     state, _ = model_weights(content["state_dict"])
     own = model.state_dict()
-    if card.config.get("task", "classification") == "classification":
+    if card.task == "classification":
         state = {f"backbone.body.model.{name}": value for name, value in state.items()}
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if not any(name.startswith("backbone.body.model.") for name in fitting):
