@@ -13,7 +13,6 @@ from urllib.request import Request, urlopen
 import torch
 from timm.models import build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
-from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
 from ..layers.linear import use_fast_linear
@@ -166,7 +165,15 @@ def _adapt_first_conv(model: nn.Module, state: StateDict, first_conv: str | None
         return
     wanted = cast(Tensor, model.get_submodule(first_conv).weight).shape[1]
     if state[name].shape[1] != wanted:
-        state[name] = adapt_input_conv(wanted, state[name], base_chans=state[name].shape[1])
+        state[name] = _with_channels(state[name], wanted)
+
+
+def _with_channels(weight: Tensor, wanted: int) -> Tensor:
+    """The weight of a convolution for another number of input channels, by timm's rule: summed for one, else repeated and scaled."""
+    own = weight.shape[1]
+    if wanted == 1:
+        return weight.sum(1, keepdim=True)
+    return weight.repeat(1, -(-wanted // own), 1, 1)[:, :wanted] * (own / wanted)
 
 
 def _replaced_head(model: nn.Module, state: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> list[str]:
