@@ -31,6 +31,9 @@ REGISTERS = {
     "tile_backward": 255,
 }  # fmt: skip
 
+# A dt rank of 48 takes more there; 8 warps share a processor instead of 9.
+MORE_REGISTERS = {("vmamba_last_stage", "tile_forward", "sm_100"): 240}
+
 # Bytes of local memory, where registers do not quite suffice. Nearly all is read between tiles, outside the innermost loops.
 LOCAL_MEMORY = {
     "vim_backward": {"sm_80": 32, "sm_100": 8},
@@ -98,8 +101,9 @@ def check(launches):
         allowed = LOCAL_MEMORY.get(launch["case"], {}).get(launch["architecture"], 0)
         if launch.get("stack", 0) > allowed:
             over[name] = f"{launch['stack']} bytes of local memory, {allowed} allowed"
-        if launch.get("registers", 0) > REGISTERS[launch["kernel"]] and launch["architecture"] in ("sm_90", "sm_100"):
-            over[name] = f"{launch['registers']} registers, at most {REGISTERS[launch['kernel']]}"
+        most_registers = MORE_REGISTERS.get(name, REGISTERS[launch["kernel"]])
+        if launch.get("registers", 0) > most_registers and launch["architecture"] in ("sm_90", "sm_100"):
+            over[name] = f"{launch['registers']} registers, at most {most_registers}"
         for limit in LOOPS:
             if "loops" in launch and limit[:2] == name[:2]:
                 loop = launch["loops"][limit.loop]
