@@ -60,16 +60,18 @@ def test_logits_and_features_match_the_published_model(name):
     model = visionssm.create_model(name.rpartition("_")[0]).eval()
     load_fixture_weights(model, content, name)
     assert count_parameters(model) == content["num_params"]
+    image = rule_image(**content["input"])
+    if "base" in name:
+        # Its depth amplifies rounding: float32 with products summed in another order is 2e-4 away from these float32 numbers.
+        model, image = model.double(), image.double()
     with torch.inference_mode():
-        final, maps = model.forward_intermediates(rule_image(**content["input"]))
+        final, maps = model.forward_intermediates(image)
         pooled = model.forward_head(final, pre_logits=True)
         logits = model.forward_head(final)
         heads = model.head(pooled), model.dist_head(pooled)
     assert_logits(logits, content, tolerance=2e-4)
-    # Depth amplifies rounding: even run in float64, stage 4 of the base model is 7.4e-5 away from these float32 numbers.
-    tolerance = 2e-4 if "base" in name else 1e-4
-    assert_maps(maps, content["stages"], tolerance)
-    assert max(map_errors(pooled, content["pooled_feature"]).values()) < tolerance
+    assert_maps(maps, content["stages"], tolerance=1e-4)
+    assert max(map_errors(pooled, content["pooled_feature"]).values()) < 1e-4
     for head, kind in zip(heads, ("head", "dist_head"), strict=True):
         assert relative_error(head[:, :8], content[f"{kind}_logits_first8"]) < 2e-4
         assert relative_error(head.double().norm(dim=1), content[f"{kind}_logits_l2"]) < 1e-5

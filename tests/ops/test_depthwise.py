@@ -59,11 +59,28 @@ def test_values(backend, case):
         depthwise_conv(x, weight, left=case[-1]), expected(x, weight, None, left).float(), rtol=1e-5, atol=1e-5
     )
     torch.testing.assert_close(
-        depthwise_conv(x, weight, bias, left=left, silu=True),
+        depthwise_conv(x, weight, bias, left=left, activation="silu"),
         F.silu(expected(x, weight, bias, left)).float(),
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("name", ["none", "silu", "gelu", "relu"])
+@torch.no_grad()
+def test_activations(backend, name):
+    (x, weight, bias), left = arguments(CASES[0])
+    wanted = {"none": lambda y: y, "silu": F.silu, "gelu": F.gelu, "relu": F.relu}[name](
+        expected(x, weight, bias, left)
+    )
+    found = depthwise_conv(x, weight, bias, activation=name)
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_an_unknown_activation_is_named():
+    (x, weight, bias), _ = arguments(CASES[0])
+    with pytest.raises(ValueError, match=r"activation: got 'swish', choose from none, silu, gelu, relu"):
+        depthwise_conv(x, weight, bias, activation="swish")
 
 
 @NATIVE
@@ -77,7 +94,7 @@ def test_every_instruction_set(name):
     try:
         for case in CASES:
             (x, weight, bias), left = arguments(case)
-            found = depthwise_conv(x, weight, bias, left=left, silu=True)
+            found = depthwise_conv(x, weight, bias, left=left, activation="silu")
             wanted = F.silu(expected(x, weight, bias, left)).float()
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     finally:
@@ -88,7 +105,7 @@ def test_every_instruction_set(name):
 @torch.no_grad()
 def test_half_precision_is_rounded_once(backend, dtype):
     (x, weight, bias), left = arguments(CASES[0], dtype)
-    found = depthwise_conv(x, weight, bias, silu=True)
+    found = depthwise_conv(x, weight, bias, activation="silu")
     wanted = F.silu(expected(x, weight, bias, left))
     assert found.dtype == dtype
     steps = 1 if backend == "native" else 3  # torch rounds before and after the SiLU
@@ -110,28 +127,33 @@ def test_views_are_read_in_place(backend):
 @torch.no_grad()
 def test_extreme_values_stay_what_they_are(backend):
     x, weight = torch.full((1, 1, 4, 16), 1e4), torch.ones(1, 16, 1, 3)
-    assert torch.equal(depthwise_conv(-x, weight, silu=True), torch.zeros(1, 1, 4, 1, 16))
-    assert bool(depthwise_conv(x, weight, silu=True).isfinite().all())
+    assert torch.equal(depthwise_conv(-x, weight, activation="silu"), torch.zeros(1, 1, 4, 1, 16))
+    assert bool(depthwise_conv(x, weight, activation="silu").isfinite().all())
     x[0, 0, 1] = torch.nan
-    assert depthwise_conv(x, weight, silu=True)[0, 0, :, 0].isnan().all(-1).tolist() == [True, True, True, False]
+    assert depthwise_conv(x, weight, activation="silu")[0, 0, :, 0].isnan().all(-1).tolist() == [
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_gradients():
     (x, weight, bias), left = arguments((1, 1, 6, 4, 2, 1, 4, (3, 0)), torch.float64)
     inputs = [v.requires_grad_() for v in (x, weight, bias)]
-    torch.autograd.gradcheck(lambda *v: depthwise_conv(*v, left=left, silu=True), inputs)
+    torch.autograd.gradcheck(lambda *v: depthwise_conv(*v, left=left, activation="silu"), inputs)
 
 
 @NATIVE
 def test_registered_operator_and_compiled_graph():
     (x, weight, bias), left = arguments(CASES[2])
-    torch.library.opcheck(torch.ops.visionssm.depthwise_conv, (x, weight, bias, left, True))
+    torch.library.opcheck(torch.ops.visionssm.depthwise_conv, (x, weight, bias, left, "silu"))
     out = torch.empty(2, 1, 70, 2, 33)
-    torch.library.opcheck(torch.ops.visionssm.depthwise_conv_into, (x, weight, bias, left, True, out))
+    torch.library.opcheck(torch.ops.visionssm.depthwise_conv_into, (x, weight, bias, left, "silu", out))
     compiled = torch.compile(depthwise_conv, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        found = compiled(x, weight, bias, left=left, silu=True)
-        assert torch.equal(found, depthwise_conv(x, weight, bias, left=left, silu=True))
+        found = compiled(x, weight, bias, left=left, activation="silu")
+        assert torch.equal(found, depthwise_conv(x, weight, bias, left=left, activation="silu"))
 
 
 @NATIVE

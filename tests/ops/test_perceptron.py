@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from visionssm.ops import matrix_product, mlp, perceptron
+from visionssm.ops import default_backend, matrix_product, mlp, native, perceptron
 
 
 @pytest.fixture(params=["torch", "onednn"])
@@ -35,6 +35,65 @@ def test_tiles_do_not_show(choice, rows, monkeypatch):
     found = mlp(x, *weights)
     torch.testing.assert_close(found, plain(*exact).float(), rtol=1e-5, atol=1e-5)
     assert torch.equal(mlp(x.view(1, rows, 16).transpose(0, 1), *weights)[:, 0], found)
+
+
+@pytest.fixture(params=["avx512", "avx2", "baseline"])
+def instruction_set(request):
+    if native.unavailable() is not None:
+        pytest.skip("the native back-end was not built")
+    try:
+        native.use_instruction_set(request.param)
+    except ValueError:
+        pytest.skip(f"this processor does not have {request.param}")
+    yield
+    native.use_instruction_set()
+
+
+@pytest.mark.parametrize("columns", [64, 37])
+def test_gelu_with_bias(instruction_set, columns):
+    x, bias = torch.linspace(-12, 12, 40 * columns).view(40, columns), torch.randn(columns)
+    exact = x.double() + bias
+    wanted = exact * torch.special.ndtr(exact)
+    before, hidden = x.clone(), torch.empty_like(x)
+    native.bias_gelu(before, bias, hidden)
+    torch.testing.assert_close(before, x + bias, rtol=1e-6, atol=1e-6)
+    assert bool(((hidden - wanted).abs() <= 2e-7 * exact.abs() + 1e-9).all())
+    place = x.clone()
+    assert torch.equal(native.bias_gelu(place, bias, place), hidden)
+
+    half = x.bfloat16()
+    exact = half.double()
+    wanted = exact * torch.special.ndtr(exact)
+    rounded = native.bias_gelu(half, None, torch.empty_like(half))
+    assert bool(((rounded - wanted).abs() <= 0.6 * torch.finfo(torch.bfloat16).eps * wanted.abs() + 1e-6).all())
+
+
+@pytest.mark.parametrize("columns", [64, 37])
+def test_gradient_of_gelu(instruction_set, columns):
+    x, cotangent = torch.linspace(-12, 12, 40 * columns).view(40, columns), torch.randn(40, columns)
+    exact = x.double().requires_grad_()
+    wanted = exact * torch.special.ndtr(exact)
+    (wanted_gradient,) = torch.autograd.grad(wanted, exact, cotangent.double())
+    hidden = native.gelu_backward(x, cotangent)
+    torch.testing.assert_close(hidden, wanted.detach().float(), rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(cotangent, wanted_gradient.float(), rtol=2e-6, atol=1e-6)
+
+
+def test_gelu_of_what_is_no_ordinary_number(instruction_set):
+    x = torch.tensor([[torch.inf, -torch.inf, torch.nan, 1e30, -1e30, 0.0]])
+    gradient = torch.ones_like(x)
+    hidden = native.gelu_backward(x, gradient)
+    torch.testing.assert_close(hidden, torch.tensor([[torch.inf, 0.0, torch.nan, 1e30, 0.0, 0.0]]), equal_nan=True)
+    torch.testing.assert_close(gradient, torch.tensor([[1.0, 0.0, torch.nan, 1.0, 0.0, 0.5]]), equal_nan=True)
+    assert torch.equal(native.bias_gelu(x, None, torch.empty_like(x)).nan_to_num(), hidden.nan_to_num())
+
+
+@torch.no_grad()
+def test_without_the_native_kernel_it_is_the_same(choice):
+    tensors = [torch.randn(30, 16), *layers()]
+    found = mlp(*tensors)
+    with default_backend("torch"):
+        torch.testing.assert_close(mlp(*tensors), found)
 
 
 @torch.no_grad()

@@ -6,11 +6,13 @@
 
 namespace visionssm {
 
+enum class Activation : int64_t { kNone, kSilu, kGelu, kRelu };
+
 struct DepthwiseArguments {
   int64_t batch, H, W, K, E;
   int64_t high, wide;  // taps of a set, as a grid
   int64_t top;         // rows of taps above the position
-  int64_t silu;
+  Activation activation;
   int64_t threads;
   const int64_t* left;  // (K): columns of taps to the left of the position
   const void* x;        // (batch, H, W, E), the last dimension contiguous, strides in elements

@@ -1,4 +1,5 @@
-// Depthwise convolution over channels-last maps, with K sets of taps for each channel, bias and SiLU: one pass over memory.
+// Depthwise convolution over channels-last maps, with K sets of taps for each channel, bias and activation: one pass over
+// memory.
 #pragma once
 #include "depthwise_arguments.h"
 #include "vector_math.h"
@@ -7,8 +8,24 @@ namespace visionssm::VISIONSSM_TARGET {
 
 // Positions of a row that one thread computes at a time.
 constexpr int64_t kRun = 64;
+// Neighbours of a row that are computed together.
+constexpr int kNeighbours = 4;
 
 INLINE floats silu(floats z) { return z / (power_of_two(z, broadcast(-kExponentScale<float>)) + 1.0f); }
+
+template <class Format>
+INLINE floats activate(Format format, floats v, Activation activation) {
+  switch (activation) {
+    case Activation::kSilu:
+      return silu(v);
+    case Activation::kGelu:
+      return gelu(format, v);
+    case Activation::kRelu:
+      return max(floats{}, v);
+    default:
+      return v;
+  }
+}
 
 // All channels of one position: `x` is the tap at the top left, which may lie outside of the map, `top` and `left` where it is.
 // Grids of taps whose size is known here are unrolled; a size of 0 stands for any.
@@ -20,7 +37,7 @@ INLINE void convolve_position(const DepthwiseArguments& a, Format format, const 
   const int64_t row_bytes = a.row_stride * bytes, column_bytes = a.column_stride * bytes;
   const float* weight = a.weight + k * high * wide * E;
   const float* bias = a.bias ? a.bias + k * E : nullptr;
-  const bool with_silu = a.silu;
+  const Activation activation = a.activation;
   const auto channels = [&](int64_t c, int64_t count) {
     floats sum = bias ? load_part(bias + c, count) : floats{};
     for (int64_t i = 0; i < high; i++)
@@ -30,7 +47,36 @@ INLINE void convolve_position(const DepthwiseArguments& a, Format format, const 
         const floats tap = load_part(weight + (i * wide + j) * E + c, count);
         sum = fma(format.read(x + i * row_bytes + j * column_bytes + c * bytes, count), tap, sum);
       }
-    format.write(y + c * bytes, with_silu ? silu(sum) : sum, count);
+    format.write(y + c * bytes, activate(format, sum, activation), count);
+  };
+  int64_t c = 0;
+  for (; c + kLanes<float> <= E; c += kLanes<float>) channels(c, kLanes<float>);
+  if (c < E) channels(c, E - c);
+}
+
+// The same for `Count` neighbours in a row, all of whose taps lie inside of the map: each number is read once for all of them.
+template <int High, int Wide, int Count, class Format>
+INLINE void convolve_neighbours(const DepthwiseArguments& a, Format format, const char* x, char* y, int64_t k) {
+  constexpr int64_t bytes = Format::bytes;
+  const int64_t E = a.E, row_bytes = a.row_stride * bytes, column_bytes = a.column_stride * bytes;
+  const float* weight = a.weight + k * High * Wide * E;
+  const float* bias = a.bias ? a.bias + k * E : nullptr;
+  const Activation activation = a.activation;
+  const auto channels = [&](int64_t c, int64_t count) {
+    const floats start = bias ? load_part(bias + c, count) : floats{};
+    floats sums[Count];
+    for (int n = 0; n < Count; n++) sums[n] = start;
+    for (int i = 0; i < High; i++) {
+      floats taps[Wide];
+      for (int j = 0; j < Wide; j++) taps[j] = load_part(weight + (i * Wide + j) * E + c, count);
+      for (int column = 0; column < Wide + Count - 1; column++) {
+        const floats value = format.read(x + i * row_bytes + column * column_bytes + c * bytes, count);
+        for (int j = 0; j < Wide; j++)
+          if (column >= j && column - j < Count) sums[column - j] = fma(value, taps[j], sums[column - j]);
+      }
+    }
+    for (int n = 0; n < Count; n++)
+      format.write(y + (n * a.K * E + c) * bytes, activate(format, sums[n], activation), count);
   };
   int64_t c = 0;
   for (; c + kLanes<float> <= E; c += kLanes<float>) channels(c, kLanes<float>);
@@ -45,15 +91,29 @@ static void convolve_run(const DepthwiseArguments& a, Format format, int64_t ima
   const int64_t top = h - a.top;
   const char* row = (const char*)a.x + (image * a.batch_stride + top * a.row_stride) * bytes;
   char* y = (char*)a.y + (((image * a.H + h) * a.W + begin) * a.K) * a.E * bytes;
-  for (int64_t w = begin; w < end; w++)
-    for (int64_t k = 0; k < a.K; k++, y += a.E * bytes) {
+  const bool rows_inside = top >= 0 && top + high <= a.H;
+  // From where on, and up to where, positions have all their taps of every set inside of the map.
+  int64_t first = 0, last = a.W;
+  for (int64_t k = 0; k < a.K; k++) {
+    first = a.left[k] > first ? a.left[k] : first;
+    last = a.W - wide + a.left[k] + 1 < last ? a.W - wide + a.left[k] + 1 : last;
+  }
+  for (int64_t w = begin; w < end;) {
+    const bool inside = rows_inside && w >= first && w < last;
+    const bool many = High > 0 && inside && w + kNeighbours <= end && w + kNeighbours <= last;
+    for (int64_t k = 0; k < a.K; k++) {
       const int64_t left = w - a.left[k];
       const char* x = row + left * a.column_stride * bytes;
-      if (top >= 0 && top + high <= a.H && left >= 0 && left + wide <= a.W)
-        convolve_position<High, Wide, true>(a, format, x, y, k, top, left);
+      char* out = y + ((w - begin) * a.K + k) * a.E * bytes;
+      if (many)
+        convolve_neighbours<High ? High : 1, Wide ? Wide : 1, kNeighbours>(a, format, x, out, k);
+      else if (inside)
+        convolve_position<High, Wide, true>(a, format, x, out, k, top, left);
       else
-        convolve_position<High, Wide, false>(a, format, x, y, k, top, left);
+        convolve_position<High, Wide, false>(a, format, x, out, k, top, left);
     }
+    w += many ? kNeighbours : 1;
+  }
 }
 
 template <int High, int Wide>

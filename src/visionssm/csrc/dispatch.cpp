@@ -3,14 +3,19 @@
 
 #include "arguments.h"
 #include "depthwise_arguments.h"
+#include "gelu_arguments.h"
+#include "norm_arguments.h"
 
 namespace visionssm {
 
-#define DECLARE(set)                           \
-  namespace set {                              \
-  Status path_scan(const Arguments&);          \
-  Status path_scan_backward(const Arguments&); \
-  void depthwise(const DepthwiseArguments&);   \
+#define DECLARE(set)                                \
+  namespace set {                                   \
+  Status path_scan(const Arguments&);               \
+  Status path_scan_backward(const Arguments&);      \
+  void depthwise(const DepthwiseArguments&);        \
+  void bias_gelu(const GeluArguments&);             \
+  void gelu_backward(const GeluBackwardArguments&); \
+  void layer_norm(const NormArguments&);            \
   }
 DECLARE(avx512)
 DECLARE(avx2)
@@ -23,6 +28,9 @@ struct InstructionSet {
   Status (*forward)(const Arguments&);
   Status (*backward)(const Arguments&);
   void (*depthwise)(const DepthwiseArguments&);
+  void (*bias_gelu)(const GeluArguments&);
+  void (*gelu_backward)(const GeluBackwardArguments&);
+  void (*layer_norm)(const NormArguments&);
 };
 
 // The best that this processor has, or the one that is asked for by name; null where it does not have that.
@@ -32,21 +40,22 @@ const InstructionSet* choose(const char* wanted) {
   __builtin_cpu_init();
 #endif
 #if defined(VISIONSSM_HAVE_AVX512)
-  static const InstructionSet avx512_set = {"avx512", avx512::path_scan, avx512::path_scan_backward,
-                                            avx512::depthwise};
+  static const InstructionSet avx512_set = {"avx512", avx512::path_scan, avx512::path_scan_backward, avx512::depthwise,
+                                            avx512::bias_gelu, avx512::gelu_backward, avx512::layer_norm};
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (has_avx512 && takes("avx512")) return &avx512_set;
 #endif
 #if defined(VISIONSSM_HAVE_AVX2)
-  static const InstructionSet avx2_set = {"avx2", avx2::path_scan, avx2::path_scan_backward,
-                                            avx2::depthwise};
+  static const InstructionSet avx2_set = {"avx2", avx2::path_scan, avx2::path_scan_backward, avx2::depthwise,
+                                            avx2::bias_gelu, avx2::gelu_backward, avx2::layer_norm};
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (has_avx2 && takes("avx2")) return &avx2_set;
 #endif
   static const InstructionSet baseline_set = {"baseline", baseline::path_scan, baseline::path_scan_backward,
-                                            baseline::depthwise};
+                                              baseline::depthwise, baseline::bias_gelu,
+                                              baseline::gelu_backward, baseline::layer_norm};
   return takes("baseline") ? &baseline_set : nullptr;
 }
 
@@ -97,5 +106,11 @@ EXPORT int64_t visionssm_path_scan_backward(Arguments* a) {
 }
 
 EXPORT void visionssm_depthwise(const DepthwiseArguments* a) { current->depthwise(*a); }
+
+EXPORT void visionssm_bias_gelu(const GeluArguments* a) { current->bias_gelu(*a); }
+
+EXPORT void visionssm_gelu_backward(const GeluBackwardArguments* a) { current->gelu_backward(*a); }
+
+EXPORT void visionssm_layer_norm(const NormArguments* a) { current->layer_norm(*a); }
 
 }  // namespace visionssm

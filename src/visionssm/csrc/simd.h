@@ -134,6 +134,7 @@ INLINE T* opaque(T* pointer) {
 INLINE floats fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE doubles fma(doubles a, doubles b, doubles c) { return _mm512_fmadd_pd(a, b, c); }
 INLINE floats max(floats a, floats b) { return _mm512_max_ps(a, b); }
+INLINE floats min(floats a, floats b) { return _mm512_min_ps(a, b); }
 INLINE float sum(floats v) { return _mm512_reduce_add_ps(v); }
 #elif defined(__AVX2__)
 INLINE floats fma(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }

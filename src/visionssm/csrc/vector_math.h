@@ -6,6 +6,8 @@
 #pragma once
 #include <math.h>
 
+#include <type_traits>
+
 #include "simd.h"
 
 namespace visionssm::VISIONSSM_TARGET {
@@ -90,6 +92,61 @@ INLINE floats softplus(floats z) {
   p = fma(p, e, broadcast(-0.4999949336051941f));
   p = fma(p, e, broadcast(0.9999999403953552f));
   return fma(p, e, max(floats{}, z));
+}
+
+// log2 of the normal distribution's Phi(-a), for a from 0 on; from 5.5 on, where Phi is below 2^-25, only roughly. Even and
+// odd powers apart, which halves the chain of operations that wait for each other.
+INLINE floats log2_of_tail(floats a) {
+  const floats square = a * a;
+  floats even = broadcast(-2.3148379213466797e-08f), odd = broadcast(7.04617207247793e-07f);
+  even = fma(even, square, broadcast(-9.225429494108539e-06f));
+  odd = fma(odd, square, broadcast(6.58175049466081e-05f));
+  even = fma(even, square, broadcast(-0.00024146429495885968f));
+  odd = fma(odd, square, broadcast(-8.211690874304622e-05f));
+  even = fma(even, square, broadcast(0.007050208747386932f));
+  odd = fma(odd, square, broadcast(-0.05251263827085495f));
+  even = fma(even, square, broadcast(-0.4591970145702362f));
+  odd = fma(odd, square, broadcast(-1.1511070728302002f));
+  return fma(odd, a, fma(even, square, broadcast(-1.0f)));
+}
+
+// The same to 5e-5, in fewer steps.
+INLINE floats rough_log2_of_tail(floats a) {
+  floats p = broadcast(-0.0002828983124345541f);
+  p = fma(p, a, broadcast(0.005507790017873049f));
+  p = fma(p, a, broadcast(-0.04741450771689415f));
+  p = fma(p, a, broadcast(-0.46474573016166687f));
+  p = fma(p, a, broadcast(-1.149174451828003f));
+  return fma(p, a, broadcast(-1.000097393989563f));
+}
+
+// Phi(-|x|), from |x|. For results that are rounded to bfloat16 a shorter polynomial is enough.
+template <class Format>
+INLINE floats tail(Format, floats a) {
+  const floats exponent = std::is_same_v<Format, BFloat16> ? rough_log2_of_tail(a) : log2_of_tail(a);
+  return power_of_two(exponent, broadcast(1.0f));
+}
+
+// From here on Phi(-|x|) is 0.
+constexpr float kNoTail = 16.0f;
+
+// x Phi(x) = max(x, 0) - |x| Phi(-|x|), which loses no digits where x is very negative.
+template <class Format>
+INLINE floats gelu(Format format, floats x) {
+  const floats a = min(broadcast(kNoTail), absolute(x));
+  return max(floats{}, x) - a * tail(format, a);
+}
+
+struct Gelu {
+  floats value, slope;  // x Phi(x), and Phi(x) + x Phi'(x)
+};
+
+template <class Format>
+INLINE Gelu gelu_and_slope(Format format, floats x) {
+  const floats a = min(broadcast(kNoTail), absolute(x)), t = tail(format, a);
+  const floats density = 0.3989422804014327f * power_of_two(a * a, broadcast(-0.5f * kExponentScale<float>));
+  const floats below = fma(-a, density, t);  // the slope at -a; at a it is 1 minus that
+  return {max(floats{}, x) - a * t, x > 0.0f ? 1.0f - below : below};
 }
 
 // The derivative of softplus, from its value: 1 - exp(-delta).

@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """BatchNorm whose training statistics are those of all processes' images together: torch's on GPUs, and the same on CPUs.
+class SyncBatchNorm(nn.BatchNorm2d):
+    """BatchNorm whose training statistics are those of all processes' images together, on any device.
 
-    torch's own refuses CPUs. Without a process group it is a plain BatchNorm. Where there is a single value per channel,
-    or none, which have no variance, it uses the running statistics and leaves them alone: one image pooled to one pixel.
+    torch's own refuses CPUs, and DistributedDataParallel refuses there whatever is derived from it. Without a process group it
+    is a plain BatchNorm. Where there is a single value per channel, or none, which have no variance, it uses the running
+    statistics and leaves them alone: one image pooled to one pixel.
 
     Shapes: (batch, C, H, W) to the same.
 
@@ -23,8 +24,6 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         if not self.training:
             return super().forward(input)
         together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if together and input.device.type != "cpu":
-            return super().forward(input)
         number = input.numel() // input.shape[1]
         if together:
             number = _total(number, input.device)

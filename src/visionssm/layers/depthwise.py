@@ -1,9 +1,9 @@
-"""A depthwise convolution module applied to channels-last maps, with SiLU."""
+"""A depthwise convolution module applied to channels-last maps, with an activation."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import depthwise_conv
+from ..ops.depthwise import ACTIVATIONS
 from .linear import has_hooks
 
 
@@ -15,17 +15,16 @@ def conv_silu(conv: nn.Module, x: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> conv, x = nn.Conv2d(8, 8, 3, padding=1, groups=8), torch.randn(2, 5, 7, 8)
-        >>> expected = F.silu(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        >>> expected = nn.functional.silu(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         >>> torch.allclose(conv_silu(conv, x), expected, atol=1e-6)
         True
     """
-    return apply_depthwise(conv, x, silu=True)
+    return apply_depthwise(conv, x, "silu")
 
 
-def apply_depthwise(conv: nn.Module, x: Tensor, silu: bool = False) -> Tensor:
-    """conv(x) alike, with or without SiLU."""
+def apply_depthwise(conv: nn.Module, x: Tensor, activation: str = "none") -> Tensor:
+    """The same with another activation of :func:`visionssm.ops.depthwise_conv`."""
     if type(conv) is not nn.Conv2d or has_hooks(conv):
-        y = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return F.silu(y) if silu else y
-    weight = conv.weight.transpose(0, 1)
-    return depthwise_conv(x, weight, None if conv.bias is None else conv.bias[None], silu=silu)[:, :, :, 0]
+        return ACTIVATIONS[activation](conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+    bias = None if conv.bias is None else conv.bias[None]
+    return depthwise_conv(x, conv.weight.transpose(0, 1), bias, activation=activation)[:, :, :, 0]

@@ -4,8 +4,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import layer_norm
+from .linear import has_hooks
 
-class LayerNorm2d(nn.LayerNorm):
+
+class LayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm` over the last axis, computed by :func:`visionssm.ops.layer_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+def use_fast_norm(model: nn.Module) -> nn.Module:
+    """Turns every plain `nn.LayerNorm` over one axis of a model into :class:`LayerNorm`, in place; subclasses are left alone.
+
+    Parameters, names and, within rounding, results stay.
+
+    Example:
+        >>> model = nn.Sequential(nn.LayerNorm(8))
+        >>> type(use_fast_norm(model)[0]) is LayerNorm
+        True
+    """
+    for module in model.modules():
+        if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
+            module.__class__ = LayerNorm
+    return model
+
+
+def norm_gelu(norm: nn.Module, x: Tensor) -> Tensor:
+    """GELU(norm(x)); without gradients in the memory of norm(x), for a plain LayerNorm that nobody listens to.
+
+    Example:
+        >>> norm, x = LayerNorm(8), torch.randn(2, 8)
+        >>> with torch.no_grad():
+        ...     torch.allclose(norm_gelu(norm, x), F.gelu(norm(x)), atol=1e-6)
+        True
+    """
+    y = norm(x)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.gelu(y)
+    alone = type(norm) in (nn.LayerNorm, LayerNorm) and not has_hooks(norm)
+    return torch.ops.aten.gelu_(y) if alone else F.gelu(y)
+
+
+class LayerNorm2d(LayerNorm):
     """LayerNorm over the channels of a (batch, C, H, W) map.
 
     Example:

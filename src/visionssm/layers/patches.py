@@ -1,7 +1,13 @@
-"""Patch embedding and patch merging in channels-last layout, shared by the families that descend from Swin."""
+"""Patch embedding and downsampling in channels-last layout, shared by the families that descend from Swin."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from ..ops import linear
+from ..ops.matrix_product import on_plain_cpu
+from .linear import has_hooks
 
 
 class PatchStem(nn.Module):
@@ -47,3 +53,40 @@ class PatchMerging(nn.Module):
         x = F.pad(x, (0, 0, 0, 2 * columns - W, 0, 2 * rows - H))
         x = x.reshape(batch, rows, 2, columns, 2, C).permute(0, 1, 3, 4, 2, 5).flatten(3)
         return self.reduction(self.norm(x))
+
+
+def conv_downsample(conv: nn.Module, x: Tensor) -> Tensor:
+    """conv(x) of a (batch, H, W, C) map, for a convolution that leaves few positions.
+
+    A convolution on the CPU first brings its weights into another order, which for wide layers on small maps takes longer than
+    the convolution. There, without gradients, the windows of a plain `nn.Conv2d` become the rows of a matrix product instead.
+
+    Example:
+        >>> conv, x = nn.Conv2d(8, 16, 3, stride=2, padding=1), torch.randn(1, 5, 6, 8)
+        >>> expected = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        >>> with torch.no_grad():
+        ...     torch.allclose(conv_downsample(conv, x), expected, atol=1e-6)
+        True
+    """
+    padding = _plain_padding(conv)
+    if padding is not None and not torch.is_grad_enabled():
+        assert isinstance(conv, nn.Conv2d)
+        (high, wide), (down, right), (rows, columns) = conv.kernel_size, conv.stride, padding
+        H, W = (x.shape[1] + 2 * rows - high) // down + 1, (x.shape[2] + 2 * columns - wide) // right + 1
+        # Measured: equal at about two thirds, three times as fast at a sixteenth.
+        if on_plain_cpu(x, conv.weight) and statically_known_true(3 * x.shape[0] * H * W <= 2 * conv.out_channels):
+            windows = F.pad(x, (0, 0, columns, columns, rows, rows)).unfold(1, high, down).unfold(2, wide, right)
+            # Through (taps, C), whose rows lie in x as they are: twice as fast as picking single numbers.
+            taps = windows.permute(0, 1, 2, 4, 5, 3).flatten(3, 4).contiguous()
+            return linear(taps.transpose(3, 4).flatten(3), conv.weight.flatten(1), conv.bias)
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def _plain_padding(conv: nn.Module) -> tuple[int, int] | None:
+    """Rows and columns of zeros around the map; None for a convolution with groups, dilation, hooks or other kinds of padding."""
+    if type(conv) is not nn.Conv2d or has_hooks(conv) or isinstance(conv.padding, str):
+        return None
+    if (conv.groups, conv.dilation, conv.padding_mode) != (1, (1, 1), "zeros"):
+        return None
+    rows, columns = conv.padding
+    return rows, columns

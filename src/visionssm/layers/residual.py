@@ -1,4 +1,4 @@
-"""Addition to a residual stream."""
+"""Addition to a residual stream, and scaling of branches."""
 
 import torch
 from torch import Tensor
@@ -16,3 +16,10 @@ def add_to(x: Tensor, branch: Tensor) -> Tensor:
     if torch.is_grad_enabled() or x.dtype != torch.promote_types(x.dtype, branch.dtype):
         return x + branch
     return x.add_(branch)
+
+
+def scale_by(x: Tensor, scale: Tensor) -> Tensor:
+    """x * scale; like :func:`add_to` in the place of x."""
+    if torch.is_grad_enabled() or x.dtype != torch.promote_types(x.dtype, scale.dtype):
+        return x * scale
+    return x.mul_(scale)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import linear, path_scan
+from .grouped import grouped_linear
 
 _ALL = slice(None)
 DT_INITS = ("mamba", "normal", "uniform", "linear")
@@ -95,7 +96,7 @@ class SelectiveScan(nn.Module):
         if x.dim() == 3:
             projected = linear(x, weight.flatten(0, 1)).unflatten(-1, (weight.shape[0], -1))
         else:
-            projected = torch.einsum("blke,kre->blkr", x, weight)
+            projected = grouped_linear(x, weight)
         dt, B, C = projected.split((self.dt_rank, self.state, self.state), dim=-1)
         return dt, B, C
 

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .depthwise import conv_silu
-from .linear import in_halves
+from .linear import has_hooks, in_halves
 from .multihead import MultiheadScan
+from .residual import scale_by
 from .selective import SelectiveScan
 
 PathBuilder = Callable[..., Tensor]
@@ -93,7 +95,7 @@ class SS2D(nn.Module):
         if self.out_activation is not None:
             y = self.out_activation(y)
         if z is not None and self.gate is not None:
-            y = y * self.gate(z())
+            y = scale_by(_activate(self.gate, z()), y)
         return self.out_proj(y.to(dtype))
 
     def scan_map(self, x: Tensor) -> Tensor:
@@ -103,6 +105,13 @@ class SS2D(nn.Module):
         if self.combine is not None:
             y = self.combine(y)
         return y.unflatten(1, (H, W))
+
+
+def _activate(gate: nn.Module, z: Tensor) -> Tensor:
+    """gate(z); without gradients a plain SiLU in the place of z."""
+    if type(gate) is not nn.SiLU or has_hooks(gate):
+        return gate(z)
+    return F.silu(z, inplace=not torch.is_grad_enabled())
 
 
 class SoftmaxNorm(nn.Module):

@@ -45,7 +45,9 @@ class CausalConv(nn.Module):
         directions, taps = self.weight.shape[0], self.weight.shape[-1]
         weight = torch.stack((self.weight[0], self.weight[1].flip(-1))) if directions == 2 else self.weight
         left = (taps - 1, 0)[:directions]
-        out = depthwise_conv(x.unsqueeze(1), weight, self.bias, left=left, silu=True, transient=not has_hooks(self))
+        out = depthwise_conv(
+            x.unsqueeze(1), weight, self.bias, left=left, activation="silu", transient=not has_hooks(self)
+        )
         return out.squeeze(1)
 
 

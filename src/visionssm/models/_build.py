@@ -16,6 +16,7 @@ from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from ..layers.linear import use_fast_linear
+from ..layers.norm import use_fast_norm
 from ._checkpoint import StateDict, load_weights, read_checkpoint
 from ._keys import KeyTable
 from ._release import find_release
@@ -46,6 +47,7 @@ def build_model(
     def construct(**options: Any) -> nn.Module:
         model = model_class(**options)
         use_fast_linear(model)
+        use_fast_norm(model)
         if pretrained:
             state = _fetch(f"{variant}.{tag}" if tag else variant, cfg)
             source = str(cfg.get("file") or f"the published {variant}")
@@ -169,7 +171,7 @@ def _adapt_first_conv(model: nn.Module, state: StateDict, first_conv: str | None
 
 
 def _with_channels(weight: Tensor, wanted: int) -> Tensor:
-    """The weight of a convolution for another number of input channels, by timm's rule: summed for one, else repeated and scaled."""
+    """A convolution's weight for another number of input channels, by timm's rule: summed for one, else repeated and scaled."""
     own = weight.shape[1]
     if wanted == 1:
         return weight.sum(1, keepdim=True)

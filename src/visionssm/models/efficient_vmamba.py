@@ -15,11 +15,15 @@ import torch.nn.functional as F
 from timm.layers import ConvNormAct, DropPath, SqueezeExcite
 from timm.models import register_model
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .._messages import choose
+from ..layers.conv_norm import conv_norm_last
+from ..layers.linear import has_hooks
 from ..layers.patches import PatchMerging, PatchStem
+from ..layers.residual import add_to
 from ..layers.ss2d import SS2D, PathBuilder
-from ..ops import paths
+from ..ops import linear, paths
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, init_linear_layers
 from ._keys import Key, KeyTable
@@ -43,7 +47,8 @@ class ES2D(SS2D):
     def scan_map(self, x: Tensor) -> Tensor:
         batch, H, W, E = x.shape
         h, w = (H + 1) // 2, (W + 1) // 2
-        x = F.pad(x, (0, 0, 0, 2 * w - W, 0, 2 * h - H))
+        if not (statically_known_true(2 * h == H) and statically_known_true(2 * w == W)):
+            x = F.pad(x, (0, 0, 0, 2 * w - W, 0, 2 * h - H))
         quarters = x.view(batch, h, 2, w, 2, E).permute(0, 1, 3, 4, 2, 5)  # path k is 2 * column + row
         y = self.scan(quarters.reshape(batch, h * w, 4, E), self.paths(h, w, device=x.device), merge=False)
         y = y.view(batch, h, w, 2, 2, E).permute(0, 1, 4, 2, 3, 5).reshape(batch, 2 * h, 2 * w, E)
@@ -60,7 +65,12 @@ class ConvBranch(nn.Module):
         self.proj = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(F.gelu(self.norm(self.conv(x.permute(0, 3, 1, 2))))).permute(0, 2, 3, 1)
+        y = conv_norm_last(self.conv, self.norm, x, "gelu")
+        if y is None:
+            y = F.gelu(self.norm(self.conv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
+        if has_hooks(self.proj) or type(self.proj) is not nn.Conv2d:
+            return self.proj(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return linear(y, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class ChannelGate(nn.Module):
@@ -94,7 +104,7 @@ class Block(nn.Module):
         normalised = self.norm(x)
         update = self.mixer(normalised)
         if self.conv_branch is not None and self.gate is not None:
-            update = self.gate(update) + self.gate(self.conv_branch(normalised))
+            update = add_to(self.gate(update), self.gate(self.conv_branch(normalised)))
         return x + self.drop_path(update)
 
 
@@ -111,8 +121,15 @@ class InvertedResidual(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.depthwise(self.expand(x.permute(0, 3, 1, 2)))
-        return x + self.drop_path(self.project(self.se(y)).permute(0, 2, 3, 1))
+        y = _apply(self.depthwise, _apply(self.expand, x, "relu"), "relu")
+        y = self.se(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + self.drop_path(_apply(self.project, y, "none"))
+
+
+def _apply(layer: Any, x: Tensor, activation: str) -> Tensor:
+    """A convolution with norm and that activation on a (batch, H, W, C) map."""
+    y = None if has_hooks(layer) else conv_norm_last(layer.conv, layer.bn, x, activation)
+    return layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if y is None else y
 
 
 def _key_table(pattern: str, depths: Sequence[int]) -> KeyTable:

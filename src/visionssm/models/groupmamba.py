@@ -19,12 +19,15 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from .._messages import choose
+from ..layers.conv_norm import conv_norm
 from ..layers.depthwise import apply_depthwise, conv_silu
+from ..layers.grouped import grouped_linear
+from ..layers.linear import has_hooks, is_plain_linear
 from ..layers.mlp import Mlp
-from ..layers.residual import add_to
+from ..layers.residual import add_to, scale_by
 from ..layers.selective import SelectiveScan
 from ..layers.ss2d import PathBuilder
-from ..ops import paths
+from ..ops import conv_mlp, paths
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, init_linear_layers
 from ._keys import Key, KeyTable
@@ -45,7 +48,7 @@ class GroupedLinear(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.einsum("...gi,goi->...go", x, self.weight)
+        x = grouped_linear(x, self.weight)
         return x if self.bias is None else x + self.bias.view(x.shape[-2:])
 
 
@@ -60,7 +63,8 @@ class GroupedLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = x.shape[-2:]
-        return F.layer_norm(x, shape[1:], eps=self.eps) * self.weight.view(shape) + self.bias.view(shape)
+        x, weight, bias = F.layer_norm(x, shape[1:], eps=self.eps), self.weight.view(shape), self.bias.view(shape)
+        return x * weight + bias if torch.is_grad_enabled() else x.mul_(weight).add_(bias)
 
 
 class GroupedScan(nn.Module):
@@ -105,13 +109,18 @@ class GroupedScan(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = x.shape
-        x, z = self.in_proj(self._split(x)).chunk(2, dim=-1)
-        x = conv_silu(self.conv, x.reshape(shape))
+        groups = self._split(x)
+        weight, gate_weight = self.in_proj.weight.chunk(
+            2, dim=1
+        )  # apart, so that each result lies in memory as it is needed
+        x = conv_silu(self.conv, grouped_linear(groups, weight).reshape(shape))
         x = self._split(x).repeat_interleave(self.directions, dim=2) if self.directions > 1 else self._split(x)
         y = self.scan(x, self.paths(*shape[1:3], device=x.device), merge=False)
         if self.directions > 1:
             y = y.unflatten(2, (self.groups, -1)).sum(3)
-        return self.out_proj(self.out_norm(y).to(z.dtype) * F.silu(z)).reshape(shape)
+        z = grouped_linear(groups, gate_weight)
+        z = F.silu(z, inplace=not torch.is_grad_enabled())
+        return self.out_proj(scale_by(self.out_norm(y).to(z.dtype), z)).reshape(shape)
 
     def _split(self, x: Tensor) -> Tensor:
         """(batch, H, W, C) to (batch, L, groups, d)."""
@@ -148,7 +157,7 @@ class ModulatedGroupMamba(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         scale = self.skip_scale if self.affinity is None else self.skip_scale * self.affinity(x)
-        return self.proj(self.norm(self.groups(x) * x * scale))
+        return self.proj(self.norm(scale_by(scale_by(self.groups(x), x), scale)))
 
 
 class ConvMlp(nn.Module):
@@ -161,7 +170,10 @@ class ConvMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(apply_depthwise(self.conv, self.fc1(x))))
+        fc1, conv, fc2 = self.fc1, self.conv, self.fc2
+        if is_plain_linear(fc1) and is_plain_linear(fc2) and not has_hooks(conv):
+            return conv_mlp(x, fc1.weight, fc1.bias, conv.weight, conv.bias, fc2.weight, fc2.bias)
+        return fc2(apply_depthwise(conv, fc1(x), "gelu"))
 
 
 class Block(nn.Module):
@@ -246,9 +258,8 @@ class ConvStem(nn.Module):
         self.out_norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)))
-        x = F.relu(self.norm2(self.conv2(x)))
-        x = F.relu(self.norm3(self.conv3(x)))
+        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3)):
+            x = F.relu(conv_norm(conv, norm, x), inplace=True)
         return self.out_norm(self.proj(x).permute(0, 2, 3, 1))
 
 

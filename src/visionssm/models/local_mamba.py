@@ -86,9 +86,18 @@ class ChannelAttention(nn.Module):
         self.select = nn.Linear(channels // 8, channels)
 
     def forward(self, y: Tensor) -> Tensor:
-        context = self.norm(y).mean(1, keepdim=True)
-        gate = torch.sigmoid(self.select(F.gelu(self.reduce(context))))
-        return (y * gate).sum(2)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(y) == 0:
+            gate = self._gate(self.norm(y).mean(1, keepdim=True))
+            return (y * gate).sum(2)
+        # The same without temporaries of y's size, which is the largest tensor of the model.
+        gate = self._gate(torch.stack([self.norm(image).mean(0) for image in y])[:, None]).to(y.dtype)
+        out = y[:, :, 0] * gate[:, :, 0]
+        for k in range(1, y.shape[2]):
+            out.addcmul_(y[:, :, k], gate[:, :, k])
+        return out
+
+    def _gate(self, context: Tensor) -> Tensor:
+        return torch.sigmoid(self.select(F.gelu(self.reduce(context))))
 
 
 class DirectionSearch(nn.Module):
@@ -327,7 +336,7 @@ class WalkConv(nn.Module):
             self.weight.flatten(0, 1).transpose(0, 1).unsqueeze(2),
             self.bias.flatten()[None],
             left=(self.weight.shape[-1] - 1,),
-            silu=True,
+            activation="silu",
         )
         return y.view(x.shape)
 

@@ -126,7 +126,7 @@ class MambaVisionMixer(nn.Module):
         """Depthwise over L, kernel 3, zero padding, then SiLU: (batch, L, C) to the same shape."""
         # As a map of one row; conv1d would transpose the tokens twice.
         weight = weight.unsqueeze(2).transpose(0, 1)
-        return depthwise_conv(x.unsqueeze(1), weight, left=(2 if self.causal else 1,), silu=True)[:, 0, :, 0]
+        return depthwise_conv(x.unsqueeze(1), weight, left=(2 if self.causal else 1,), activation="silu")[:, 0, :, 0]
 
 
 class Attention(nn.Module):

@@ -5,7 +5,8 @@ Paper: arXiv 2401.10166. Code: github.com/MzeroMiko/VMamba, MIT; no separate sta
 Two generations share one pyramid. "Vanilla": 4x4 patches, patch merging, gated SS2D with 16 states, no MLP. The later
 one, with the tags `sXlY` (SSM ratio X, Y blocks in stage 3): a stem of two convolutions, strided convolutions between
 stages, SS2D without gate and with one state, and an MLP. Its "m2" form has Mamba-2's recurrence, with one decay per head.
-Inside, features are (batch, H, W, C).
+Inside, features are (batch, H, W, C). What is elementwise sees them as (batch, L, C), because torch.compile takes any tensor of
+four dimensions that leads to a convolution for (batch, C, H, W), and would permute it.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from .._messages import choose
 from ..layers.mlp import Mlp
-from ..layers.patches import PatchMerging, PatchStem
+from ..layers.norm import norm_gelu
+from ..layers.patches import PatchMerging, PatchStem, conv_downsample
 from ..layers.residual import add_to
 from ..layers.ss2d import SS2D, ConvNorm, PathBuilder, SoftmaxNorm
 from ..ops import paths
@@ -40,8 +42,10 @@ class ConvStem(nn.Sequential):
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.norm1(self.conv1(x).permute(0, 2, 3, 1)))
-        return self.norm2(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        x = self.conv1(x).permute(0, 2, 3, 1)
+        x = norm_gelu(self.norm1, x.flatten(1, 2)).view(x.shape)
+        x = self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.norm2(x.flatten(1, 2)).view(x.shape)
 
 
 class ConvDownsample(nn.Module):
@@ -55,7 +59,8 @@ class ConvDownsample(nn.Module):
         self.out_norm = nn.LayerNorm(out_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        x = conv_downsample(self.conv, x)
+        return self.out_norm(x.flatten(1, 2)).view(x.shape)
 
 
 class CascadeSS2D(SS2D):
@@ -88,10 +93,11 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), gated_mlp) if mlp_ratio > 0 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        shape, x = x.shape, x.flatten(1, 2)
+        x = x + self.drop_path(self.mixer(self.norm1(x).view(shape)).flatten(1, 2))
         if self.mlp is not None and self.norm2 is not None:
             x = add_to(x, self.drop_path(self.mlp(self.norm2(x))))
-        return x
+        return x.view(shape)
 
 
 class VMamba(HierarchicalBackbone):

@@ -3,16 +3,20 @@
 from . import paths
 from .api import path_scan, selective_scan
 from .backends import default_backend, explain_backend
+from .conv_perceptron import conv_mlp
 from .depthwise import depthwise_conv
 from .discretize import ssm_convolution_kernel, zero_order_hold
 from .matrix_product import linear
 from .multihead import multihead_scan
+from .norm import layer_norm
 from .perceptron import mlp
 
 __all__ = [
+    "conv_mlp",
     "default_backend",
     "depthwise_conv",
     "explain_backend",
+    "layer_norm",
     "linear",
     "mlp",
     "multihead_scan",

@@ -1,8 +1,8 @@
-"""Depthwise convolution of channels-last maps with SiLU, in one pass over memory, where the `native` back-end serves."""
+"""Depthwise convolution of channels-last maps with an activation, in one pass over memory, where the `native` back-end serves."""
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from .._messages import choose
 from . import native
 from .backends import choose_backend
 from .schema import _library
 from .scratch import scratch
 
-_library.define("depthwise_conv(Tensor x, Tensor weight, Tensor? bias, int[] left, bool silu) -> Tensor")
+_library.define("depthwise_conv(Tensor x, Tensor weight, Tensor? bias, int[] left, str activation) -> Tensor")
 _library.define(
-    "depthwise_conv_into(Tensor x, Tensor weight, Tensor? bias, int[] left, bool silu, Tensor(a!) out) -> ()"
+    "depthwise_conv_into(Tensor x, Tensor weight, Tensor? bias, int[] left, str activation, Tensor(a!) out) -> ()"
 )
+
+# In the order in which csrc/depthwise_arguments.h numbers them.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
 
 
 def depthwise_conv(
@@ -27,7 +36,7 @@ def depthwise_conv(
     bias: Tensor | None = None,
     *,
     left: Sequence[int] | None = None,
-    silu: bool = False,
+    activation: str = "none",
     transient: bool = False,
 ) -> Tensor:
     """Convolves each channel of a map with each of its K sets of taps; outside of the map is zero, the size stays.
@@ -38,7 +47,7 @@ def depthwise_conv(
         bias: (K, E) or None.
         left: for each set the columns of taps to the left of a position, wide // 2 by default; wide - 1 makes it causal.
             high // 2 rows are above it.
-        silu: apply SiLU to the result.
+        activation: "none", "silu", "gelu" (the exact one) or "relu", applied to the result.
         transient: the caller is done with the result before the next such call, so that inside of
             :func:`visionssm.ops.scratch.reused_memory` it may be overwritten then.
 
@@ -55,23 +64,24 @@ def depthwise_conv(
         True
     """
     left = [weight.shape[3] // 2] * weight.shape[0] if left is None else list(left)
-    if not _served(x, weight, bias):
+    choose("activation", activation, ACTIVATIONS)
+    if not served(x, weight, bias):
         y = _with_torch(x, weight, bias, left)
-        return F.silu(y) if silu else y
+        return ACTIVATIONS[activation](y)
     out = scratch("depthwise_conv", _shape(x, weight), x.dtype) if transient else None
     if out is None:
-        return torch.ops.visionssm.depthwise_conv(x, weight, bias, left, silu)
-    torch.ops.visionssm.depthwise_conv_into(x, weight, bias, left, silu, out)
+        return torch.ops.visionssm.depthwise_conv(x, weight, bias, left, activation)
+    torch.ops.visionssm.depthwise_conv_into(x, weight, bias, left, activation, out)
     return out
 
 
-def _served(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def served(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether the native kernel takes this call."""
     if x.device.type != "cpu" or x.dtype == torch.float64:
         return False
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting():
         return False
-    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, weight, bias)):
+    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, *weights)):
         return False
     return choose_backend("auto", x.device, x.dtype) == "native"
 
@@ -97,24 +107,26 @@ def _shape(x: Tensor, weight: Tensor) -> tuple[int, ...]:
     return (*x.shape[:3], weight.shape[0], x.shape[3])
 
 
-def _native(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], silu: bool) -> Tensor:
+def _native(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], activation: str) -> Tensor:
     out = x.new_empty(_shape(x, weight))
-    _native_into(x, weight, bias, left, silu, out)
+    _native_into(x, weight, bias, left, activation, out)
     return out
 
 
-def _native_into(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], silu: bool, out: Tensor) -> None:
+def _native_into(
+    x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], activation: str, out: Tensor
+) -> None:
     x = x if x.stride(3) == 1 else x.contiguous()
     batch, H, W, E = x.shape
     K, _, high, wide = weight.shape
     taps = weight.flatten(2).transpose(1, 2).to(torch.float32).contiguous()
     bias = None if bias is None else bias.to(torch.float32).contiguous()
-    columns = array("q", left)
+    columns, code = array("q", left), list(ACTIVATIONS).index(activation)
     native.depthwise(
         array(
             "q",
             (
-                batch, H, W, K, E, high, wide, high // 2, silu, torch.get_num_threads(), columns.buffer_info()[0],
+                batch, H, W, K, E, high, wide, high // 2, code, torch.get_num_threads(), columns.buffer_info()[0],
                 x.data_ptr(), native.DTYPES[x.dtype], *x.stride()[:3],
                 taps.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
             ),
@@ -126,7 +138,7 @@ _library.impl("depthwise_conv", _native, "CPU")
 _library.impl("depthwise_conv_into", _native_into, "CPU")
 torch.library.register_fake(
     "visionssm::depthwise_conv",
-    lambda x, weight, bias, left, silu: x.new_empty(_shape(x, weight)),
+    lambda x, weight, bias, left, activation: x.new_empty(_shape(x, weight)),
     lib=_library,
 )
 

@@ -55,7 +55,9 @@ def _load() -> tuple[Any, str | None]:
     library.visionssm_use_instruction_set.restype = ctypes.c_char_p
     for call in (library.visionssm_path_scan, library.visionssm_path_scan_backward):
         call.argtypes, call.restype = [ctypes.c_void_p], ctypes.c_int64
-    library.visionssm_depthwise.argtypes, library.visionssm_depthwise.restype = [ctypes.c_void_p], None
+    pointwise = (library.visionssm_bias_gelu, library.visionssm_gelu_backward, library.visionssm_layer_norm)
+    for call in (library.visionssm_depthwise, *pointwise):
+        call.argtypes, call.restype = [ctypes.c_void_p], None
     wanted = os.environ.get("VISIONSSM_CPU", "")
     if library.visionssm_use_instruction_set(wanted.encode()) is None:
         return (
@@ -165,6 +167,41 @@ def backward(
 def depthwise(numbers: array) -> None:
     """Runs a depthwise convolution; `numbers` are the fields of csrc/depthwise_arguments.h."""
     _load()[0].visionssm_depthwise(numbers.buffer_info()[0])
+
+
+def layer_norm(numbers: array) -> None:
+    """Runs a LayerNorm; `numbers` are the fields of csrc/norm_arguments.h."""
+    _load()[0].visionssm_layer_norm(numbers.buffer_info()[0])
+
+
+def bias_gelu(x: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
+    """hidden = GELU(x + bias) for contiguous matrices of one dtype; x becomes x + bias where it is not `hidden` itself."""
+    rows, columns = x.shape
+    keep = x.data_ptr() != hidden.data_ptr()
+    numbers = array(
+        "q",
+        (
+            rows, columns, torch.get_num_threads(), DTYPES[x.dtype],
+            x.data_ptr(), 0 if bias is None else bias.data_ptr(), keep, hidden.data_ptr(),
+        ),
+    )  # fmt: skip
+    _load()[0].visionssm_bias_gelu(numbers.buffer_info()[0])
+    return hidden
+
+
+def gelu_backward(x: Tensor, gradient: Tensor) -> Tensor:
+    """GELU(x); `gradient`, by GELU(x), becomes that by x. Both are contiguous matrices of one dtype."""
+    hidden = torch.empty_like(x)
+    rows, columns = x.shape
+    numbers = array(
+        "q",
+        (
+            rows, columns, torch.get_num_threads(), DTYPES[x.dtype],
+            x.data_ptr(), gradient.data_ptr(), hidden.data_ptr(),
+        ),
+    )  # fmt: skip
+    _load()[0].visionssm_gelu_backward(numbers.buffer_info()[0])
+    return hidden
 
 
 class _Inputs:

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .matrix_product import DTYPES, linear, on_plain_cpu, product, uses_onednn
+from .backends import choose_backend
+from .matrix_product import DTYPES, linear, on_plain_cpu, product
+from .native import bias_gelu, gelu_backward
 from .schema import _library
 
 _TILE_BYTES = 2**22  # of the hidden activations
@@ -61,15 +63,30 @@ def _forward(
     x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor]:
     rows = x.reshape(-1, x.shape[-1])
-    out = x.new_empty(len(rows), len(weight2))
     kept = x.new_empty((len(rows), len(weight1)) if keep else 0)
-    fused = not keep and uses_onednn(x.dtype)
-    for tile in _tiles(len(rows), len(weight1), x.element_size()):
-        hidden = product(rows[tile], weight1, bias1, gelu=fused)
-        if keep:
-            kept[tile] = hidden
-        out[tile] = product(hidden if fused else torch.ops.aten.gelu_(hidden), weight2, bias2)
-    return out.view(*x.shape[:-1], -1), kept
+    tiles = _tiles(len(rows), len(weight1), x.element_size())
+    out = x.new_empty(len(rows), len(weight2)) if len(tiles) > 1 else None
+    for tile in tiles:
+        hidden = _activate(product(rows[tile], weight1, out=kept[tile] if keep else None), bias1, keep)
+        result = product(hidden, weight2, bias2, out=None if out is None else out[tile])
+    return (result if out is None else out).view(*x.shape[:-1], -1), kept
+
+
+def _activate(hidden: Tensor, bias: Tensor | None, keep: bool) -> Tensor:
+    """GELU(hidden + bias); in the place of `hidden`, or with `keep` in new memory, and hidden + bias in its place."""
+    if choose_backend("auto", hidden.device, hidden.dtype) == "native":
+        return bias_gelu(hidden, bias, torch.empty_like(hidden) if keep else hidden)
+    if bias is not None:
+        hidden += bias
+    return F.gelu(hidden) if keep else torch.ops.aten.gelu_(hidden)
+
+
+def _differentiate_gelu(x: Tensor, gradient: Tensor) -> Tensor:
+    """GELU(x); `gradient`, by GELU(x), becomes that by x."""
+    if choose_backend("auto", x.device, x.dtype) == "native":
+        return gelu_backward(x, gradient)
+    torch.ops.aten.gelu_backward(gradient, x, grad_input=gradient)
+    return F.gelu(x)
 
 
 def _backward(
@@ -80,12 +97,11 @@ def _backward(
     grad_weights = torch.zeros_like(weight1), torch.zeros_like(weight2)
     grad_bias1 = x.new_zeros(len(weight1))
     for tile in _tiles(len(rows), len(weight1), x.element_size()):
-        grad_weights[1].addmm_(grad[tile].t(), F.gelu(hidden[tile]))
-        grad_hidden = product(grad[tile], weight2.t(), None)
-        torch.ops.aten.gelu_backward(grad_hidden, hidden[tile], grad_input=grad_hidden)
+        grad_hidden = product(grad[tile], weight2.t())
+        grad_weights[1].addmm_(grad[tile].t(), _differentiate_gelu(hidden[tile], grad_hidden))
         grad_weights[0].addmm_(grad_hidden.t(), rows[tile])
         grad_bias1 += grad_hidden.sum(0)
-        grad_x[tile] = product(grad_hidden, weight1.t(), None)
+        product(grad_hidden, weight1.t(), out=grad_x[tile])
     return grad_x.view(x.shape), grad_weights[0], grad_bias1, grad_weights[1], grad.sum(0)
 
 

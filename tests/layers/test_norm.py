@@ -1,0 +1,42 @@
+"""Plain LayerNorms are replaced by ours, and nothing else is."""
+
+import torch
+from torch import nn
+
+from visionssm.layers.norm import LayerNorm, LayerNorm2d, norm_gelu, use_fast_norm
+
+
+class OwnNorm(nn.LayerNorm):
+    pass
+
+
+@torch.no_grad()
+def test_only_plain_norms_over_one_axis_are_replaced():
+    model = nn.Sequential(nn.LayerNorm(8), OwnNorm(8), nn.LayerNorm((3, 8)), LayerNorm2d(8))
+    nn.init.normal_(model[0].weight)
+    x = torch.randn(2, 3, 8)
+    names, expected = list(model.state_dict()), model[0](x)
+    assert [type(layer) for layer in use_fast_norm(model)] == [LayerNorm, OwnNorm, nn.LayerNorm, LayerNorm2d]
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(model[0](x), expected)
+
+
+@torch.no_grad()
+def test_channels_of_a_map():
+    norm, x = LayerNorm2d(8), torch.randn(2, 8, 3, 5)
+    expected = nn.functional.layer_norm(x.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(norm(x), expected)
+
+
+@torch.no_grad()
+def test_gelu_after_a_norm_leaves_alone_what_others_see():
+    x, norm, seen = torch.randn(3, 8), LayerNorm(8), []
+    expected = nn.functional.gelu(norm(x))
+    torch.testing.assert_close(norm_gelu(norm, x), expected)
+    torch.testing.assert_close(norm_gelu(nn.Identity(), x.clone()), nn.functional.gelu(x))
+    kept = x.clone()
+    norm_gelu(nn.Identity(), x)
+    assert torch.equal(x, kept)
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    norm_gelu(norm, x)
+    torch.testing.assert_close(seen[0], nn.functional.layer_norm(x, (8,)))

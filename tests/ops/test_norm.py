@@ -1,0 +1,89 @@
+"""The native LayerNorm is torch's: values in every precision and on every instruction set, views, compiled graphs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from visionssm.ops import default_backend, layer_norm, native
+
+pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="the native back-end was not built")
+SHAPES = [(9, 96), (4, 16), (1, 1), (5, 3), (2, 3, 37), (3, 768), (0, 8)]
+
+
+def arguments(shape, dtype=torch.float32, offset=1.0):
+    x, weight, bias = torch.randn(shape) * 2 + offset, torch.randn(shape[-1]), torch.randn(shape[-1])
+    return [value.to(dtype) for value in (x, weight, bias)]
+
+
+def expected(x, weight, bias):
+    return F.layer_norm(
+        x.double(), x.shape[-1:], *(None if value is None else value.double() for value in (weight, bias))
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", ["avx512", "avx2", "baseline"])
+@torch.no_grad()
+def test_values_on_every_instruction_set(name, shape):
+    try:
+        native.use_instruction_set(name)
+    except ValueError:
+        pytest.skip(f"this processor does not have {name}")
+    try:
+        x, weight, bias = arguments(shape)
+        for parameters in ((weight, bias), (weight, None), (None, bias), (None, None)):
+            found = layer_norm(x, *parameters)
+            torch.testing.assert_close(found, expected(x, *parameters).float(), rtol=1e-5, atol=1e-5)
+    finally:
+        native.use_instruction_set()
+
+
+@torch.no_grad()
+def test_a_large_mean_costs_no_more_digits_than_torch_loses():
+    x, weight, bias = arguments((8, 96), offset=1000.0)
+    wanted = expected(x, weight, bias)
+    torchs = F.layer_norm(x, (96,), weight, bias)
+    assert (layer_norm(x, weight, bias) - wanted).abs().max() <= 2 * (torchs - wanted).abs().max() + 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_half_precision_is_rounded_once(dtype):
+    x, weight, bias = arguments((6, 50), dtype)
+    found, wanted = layer_norm(x, weight, bias), expected(x, weight, bias)
+    assert found.dtype == dtype
+    assert bool(((found.double() - wanted).abs() <= 0.51 * torch.finfo(dtype).eps * (wanted.abs() + 0.01)).all())
+
+
+@torch.no_grad()
+def test_views_other_backends_and_repeats():
+    x, weight, bias = arguments((4, 6, 8))
+    turned = layer_norm(x.transpose(0, 1), weight, bias)
+    assert turned.is_contiguous()
+    assert torch.equal(turned.transpose(0, 1), layer_norm(x, weight, bias))
+    with default_backend("torch"):
+        torch.testing.assert_close(layer_norm(x, weight, bias), turned.transpose(0, 1))
+        assert torch.equal(layer_norm(x, weight, bias), F.layer_norm(x, (8,), weight, bias))
+
+
+@torch.no_grad()
+def test_nan_stays_in_its_row():
+    x, weight, bias = arguments((6, 20))
+    x[2, 3] = torch.nan
+    assert layer_norm(x, weight, bias).isnan().any(-1).tolist() == [False, False, True, False, False, False]
+
+
+def test_gradients_and_other_precisions_are_torchs():
+    x, weight, bias = (value.requires_grad_() for value in arguments((3, 8)))
+    assert torch.equal(layer_norm(x, weight, bias), F.layer_norm(x, (8,), weight, bias))
+    torch.autograd.gradcheck(layer_norm, [v.detach().double().requires_grad_() for v in (x, weight, bias)])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer_norm(x, weight, bias), F.layer_norm(x, (8,), weight, bias))
+
+
+@torch.no_grad()
+def test_registered_operator_and_compiled_graph():
+    x, weight, bias = arguments((2, 3, 16))
+    torch.library.opcheck(torch.ops.visionssm.layer_norm, (x, weight, bias, 1e-5))
+    compiled = torch.compile(layer_norm, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, weight, bias), layer_norm(x, weight, bias))
