@@ -27,11 +27,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the scenes, and say what can be done with them."""
-    from visionssm.data.scenes import make_scenes
+    from visionssm.data.scenes import make_scenes, validation_scenes
 
     folder = make_scenes(args.folder, args.images, args.size, args.seed)
     print(
-        f"{args.images} training and {max(1, args.images // 4)} validation scenes of {args.size} x {args.size} pixels"
+        f"{args.images} training and {validation_scenes(args.images)} validation scenes "
+        f"of {args.size} x {args.size} pixels"
     )
     print(f"{folder}/coco      images, boxes and masks in COCO's layout")
     print(f"{folder}/ade20k    images and label maps in ADE20K's layout")

@@ -78,8 +78,9 @@ class RandomLabelCrop(v2.Transform):
         """Draw windows until one holds a mixture; the last one is taken as it is."""
         sides = v2.query_size(flat_inputs)
         labels = next(entry for entry in flat_inputs if isinstance(entry, tv_tensors.Mask))
-        for _ in range(10):
-            window = _window(sides, [min(pair) for pair in zip(sides, self.size, strict=True)])
+        wanted = [min(pair) for pair in zip(sides, self.size, strict=True)]
+        for _ in range(10 if wanted != list(sides) else 1):  # an image that isn't larger has a single window
+            window = _window(sides, wanted)
             counts = torch.bincount(F.crop(labels, **window).flatten(), minlength=IGNORE + 1)[:IGNORE]
             if (counts > 0).sum() > 1 and counts.max() < self.largest_share * counts.sum():
                 break

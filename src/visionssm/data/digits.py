@@ -57,6 +57,21 @@ def load_digits() -> Splits:
         >>> splits.train.load(0).size
         (8, 8)
     """
+    remaining, test = split_off_test()
+    train, val = stratified_split(remaining.labels, VAL_SHARE, SPLIT_SEED)
+    return Splits("digits", remaining.subset(train), remaining.subset(val), test)
+
+
+def split_off_test() -> tuple[DigitImages, DigitImages]:
+    """The 1438 images to train with and to choose by, and the 359 to test.
+
+    Raises:
+        ImportError: scikit-learn isn't installed.
+
+    Example:
+        >>> [len(part.labels) for part in split_off_test()]
+        [1438, 359]
+    """
     from sklearn.datasets import load_digits as sklearn_digits
 
     digits = sklearn_digits()
@@ -64,6 +79,4 @@ def load_digits() -> Splits:
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     everything = DigitImages(pixels, digits.target.tolist(), list(range(len(pixels))), [str(d) for d in range(10)])
     rest, test = stratified_split(everything.labels, TEST_SHARE, SPLIT_SEED)
-    remaining = everything.subset(rest)
-    train, val = stratified_split(remaining.labels, VAL_SHARE, SPLIT_SEED)
-    return Splits("digits", remaining.subset(train), remaining.subset(val), everything.subset(test))
+    return everything.subset(rest), everything.subset(test)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from visionssm.data.digits import load_digits
+from visionssm.data.digits import split_off_test
 from visionssm.data.images import LabeledImages
 
 BACKGROUND = "background"
@@ -23,6 +23,7 @@ FACTS = "scenes.json"  # what a folder of scenes was made with
 SMALLEST, LARGEST = 0.35, 0.7  # height of a digit, as a share of the scene's
 MOST_DIGITS = 3
 VISIBLE = 0.75  # smallest share of a digit that others leave uncovered
+MOST_VALIDATION = 1000  # scenes, which are enough to know a score to within a hundredth
 CONTRAST = 70  # a digit is brighter than the background by this much at least, of 255
 
 
@@ -44,7 +45,7 @@ def compose_scene(digits: LabeledImages, size: int, rng: np.random.Generator) ->
         rng: draws everything.
 
     Example:
-        >>> scene = compose_scene(load_digits().train, 64, np.random.default_rng(0))
+        >>> scene = compose_scene(split_off_test()[0], 64, np.random.default_rng(0))
         >>> scene.image.shape, scene.masks.shape[1:], len(scene.digits) == len(scene.masks)
         ((64, 64, 3), (64, 64), True)
     """
@@ -76,7 +77,7 @@ def compose_scene(digits: LabeledImages, size: int, rng: np.random.Generator) ->
 def make_scenes(folder: str | Path, images: int = 400, size: int = 128, seed: int = 0) -> Path:
     """Write training and validation scenes, in COCO's layout below `coco/` and in ADE20K's below `ade20k/`.
 
-    The same arguments write the same bytes. There is one validation scene for every four training scenes.
+    The same arguments write the same bytes. There is one validation scene for every four training scenes, up to 1000.
 
     Args:
         folder: a new or an empty folder.
@@ -97,23 +98,32 @@ def make_scenes(folder: str | Path, images: int = 400, size: int = 128, seed: in
         raise ValueError(f"seed is {seed}; it must not be negative")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and isn't an empty folder; choose another one")
-    splits = load_digits()
-    assert splits.test is not None
-    parts = {"train": (splits.train, images), "val": (splits.test, max(1, images // 4))}
+    digits, other_digits = split_off_test()
+    parts = {"train": (digits, images), "val": (other_digits, validation_scenes(images))}
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     (temporary / "ade20k").mkdir()
-    names = [BACKGROUND, *splits.train.class_names]
+    names = [BACKGROUND, *digits.class_names]
     (temporary / "ade20k" / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    for number, (part, (digits, count)) in enumerate(parts.items()):
-        scenes = (compose_scene(digits, size, np.random.default_rng([seed, number, i])) for i in range(count))
+    for number, (part, (source, count)) in enumerate(parts.items()):
+        scenes = (compose_scene(source, size, np.random.default_rng([seed, number, i])) for i in range(count))
         _write_part(temporary, part, scenes, count)
     (temporary / FACTS).write_text(json.dumps({"images": images, "size": size, "seed": seed}), encoding="utf-8")
     if folder.exists():
         folder.rmdir()
     temporary.replace(folder)
     return folder
+
+
+def validation_scenes(images: int) -> int:
+    """How many validation scenes `make_scenes` writes beside so many training scenes.
+
+    Example:
+        >>> [validation_scenes(images) for images in (1, 400, 24000)]
+        [1, 100, 1000]
+    """
+    return min(MOST_VALIDATION, max(1, images // 4))
 
 
 def scene_size(folder: str | Path) -> int | None:

@@ -26,6 +26,32 @@ def conv_norm(conv: Any, norm: nn.Module, x: Tensor) -> Tensor:
     return conv._conv_forward(x, weight.to(x.dtype), bias.to(x.dtype))
 
 
+class StemConvolutions(nn.Module):
+    """Convolutions 7x7 of stride 2, 3x3, 3x3, each with BatchNorm and ReLU, and 3x3 of stride 2.
+
+    (batch, in_chans, H, W) to (batch, width, ceil(H / 4), ceil(W / 4)).
+
+    Example:
+        >>> StemConvolutions(3, 8, 16)(torch.randn(1, 3, 30, 33)).shape
+        torch.Size([1, 16, 8, 9])
+    """
+
+    def __init__(self, in_chans: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, hidden, 7, stride=2, padding=3, bias=False)
+        self.norm1 = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(hidden)
+        self.conv3 = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(hidden)
+        self.proj = nn.Conv2d(hidden, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3)):
+            x = F.relu(conv_norm(conv, norm, x), inplace=True)
+        return self.proj(x)
+
+
 def conv_norm_last(conv: Any, norm: nn.Module, x: Tensor, activation: str = "none") -> Tensor | None:
     """The same for a (batch, H, W, C) map and a 1x1 or a depthwise convolution that keeps the size, with an activation: "none",
     "relu", or for depthwise ones any of :func:`visionssm.ops.depthwise_conv`; None where both modules have to be called.

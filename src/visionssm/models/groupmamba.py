@@ -19,7 +19,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from .._messages import choose
-from ..layers.conv_norm import conv_norm
+from ..layers.conv_norm import StemConvolutions
 from ..layers.depthwise import apply_depthwise, conv_silu
 from ..layers.grouped import grouped_linear
 from ..layers.linear import has_hooks, is_plain_linear
@@ -240,27 +240,15 @@ class PooledBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class ConvStem(nn.Module):
-    """Convolutions 7x7 of stride 2, 3x3, 3x3, each with BatchNorm and ReLU, and 3x3 of stride 2, then LayerNorm.
-
-    (batch, 3, H, W) to (batch, ceil(H / 4), ceil(W / 4), C).
-    """
+class ConvStem(StemConvolutions):
+    """Four convolutions, then LayerNorm: (batch, 3, H, W) to (batch, ceil(H / 4), ceil(W / 4), C)."""
 
     def __init__(self, in_chans: int, hidden: int, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, hidden, 7, stride=2, padding=3, bias=False)
-        self.norm1 = nn.BatchNorm2d(hidden)
-        self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(hidden)
-        self.conv3 = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
-        self.norm3 = nn.BatchNorm2d(hidden)
-        self.proj = nn.Conv2d(hidden, width, 3, stride=2, padding=1)
+        super().__init__(in_chans, hidden, width)
         self.out_norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3)):
-            x = F.relu(conv_norm(conv, norm, x), inplace=True)
-        return self.out_norm(self.proj(x).permute(0, 2, 3, 1))
+        return self.out_norm(super().forward(x).permute(0, 2, 3, 1))
 
 
 class GroupStage(Stage):

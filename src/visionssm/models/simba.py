@@ -18,6 +18,8 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from .._messages import choose
+from ..layers.conv_norm import StemConvolutions
+from ..layers.patches import conv_downsample
 from ..layers.vim_mixer import VimMixer
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, init_linear_layers
@@ -28,25 +30,15 @@ Box = tuple[int, int, int, int]
 TRANSFORMS = ("auto", "fft", "real")
 
 
-class ConvStem(nn.Module):
-    """Convolutions of stride 2, 1, 1 and 2, then LayerNorm: (batch, 3, H, W) to (batch, ceil(H / 4), ceil(W / 4), C)."""
+class ConvStem(StemConvolutions):
+    """Four convolutions, then LayerNorm: (batch, 3, H, W) to (batch, ceil(H / 4), ceil(W / 4), C)."""
 
     def __init__(self, in_chans: int, hidden: int, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, hidden, 7, stride=2, padding=3, bias=False)
-        self.norm1 = nn.BatchNorm2d(hidden)
-        self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(hidden)
-        self.conv3 = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
-        self.norm3 = nn.BatchNorm2d(hidden)
-        self.proj = nn.Conv2d(hidden, width, 3, stride=2, padding=1)
+        super().__init__(in_chans, hidden, width)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)))
-        x = F.relu(self.norm2(self.conv2(x)))
-        x = F.relu(self.norm3(self.conv3(x)))
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        return self.norm(super().forward(x).permute(0, 2, 3, 1))
 
 
 class Downsample(nn.Module):
@@ -58,7 +50,7 @@ class Downsample(nn.Module):
         self.norm = nn.LayerNorm(out_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return self.norm(conv_downsample(self.proj, x))
 
 
 class EinFFT(nn.Module):

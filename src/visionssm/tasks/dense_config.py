@@ -34,6 +34,9 @@ class DenseConfig(TrainConfig):
     )
     hflip: float | None = setting(None, "probability of a horizontal flip; default: 0 for scenes, else 0.5", SHARE)
 
+    optimizer: str | None = setting(  # type: ignore[assignment]
+        None, "an optimizer of timm, such as adamw or lamb; default: nmuon for segmenters of scenes, else adamw"
+    )
     schedule: str = setting("cosine", f"of the learning rate: {', '.join(SCHEDULES)}", one_of(*SCHEDULES))
     milestones: tuple[float, ...] = setting((), "steps: epochs after which the learning rate is a tenth of what it was")
     warmup_steps: int | None = setting(None, "steps of linear warm-up, instead of warmup_epochs", NOT_NEGATIVE)
@@ -55,6 +58,7 @@ class DenseConfig(TrainConfig):
         filled = self.filled(
             pretrained=scenes and self.checkpoint is None and not self.model_kwargs and _brings_weights(self.model),
             hflip=0.0 if scenes else 0.5,
+            optimizer="adamw",
             lr=2e-3 if scenes else 1e-4,
             ema_decay=0.0,
             out=f"runs/{Path(self.data).expanduser().resolve().name}-{self.task}-{self.model.replace('/', '_')}",
@@ -162,6 +166,7 @@ class SegmentationConfig(DenseConfig):
             filled = filled.filled(class_shares=False)
         else:
             filled = self.filled(crop_size=(size, size), resize=False, test_resize=False, epochs=12)
-            filled = filled.filled(class_shares=self.checkpoint is None, photometric=False, lr=4e-3)
+            filled = filled.filled(class_shares=self.checkpoint is None, photometric=False, optimizer="nmuon")
+            filled = filled.filled(lr=2e-2 if filled.optimizer == "nmuon" else 4e-3)
             filled = replace(filled, head_kwargs=filled.head_kwargs or SCENE_SEGMENTER)
         return super(SegmentationConfig, filled).with_defaults()

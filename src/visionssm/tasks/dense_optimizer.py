@@ -17,6 +17,7 @@ BACKBONE = "backbone.body.model."
 
 def make_dense_optimizer(model: nn.Module, config: DenseConfig) -> torch.optim.Optimizer:
     """timm's optimizer of the settings."""
+    assert config.optimizer is not None
     if config.no_decay is None:
         groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.decay_rule)
     else:
