@@ -19,6 +19,7 @@ from visionssm.data.scenes import make_scenes
 from visionssm.tasks.checkpoint import read_checkpoint
 from visionssm.tasks.dense_config import SegmentationConfig
 from visionssm.tasks.dense_model import build_dense_model, load_dense_model
+from visionssm.tasks.dense_optimizer import make_dense_optimizer
 from visionssm.tasks.segmentation import predict_label_map, start_at_class_shares
 
 TRAIN = ["train", "--task", "segmentation", "--device", "cpu", "--threads", "1", "--batch-size", "2"]
@@ -85,7 +86,7 @@ def test_one_image_is_learned_by_heart(scenes: Path) -> None:
     labels = target["label_map"].as_subclass(torch.Tensor).long()
     torch.manual_seed(0)
     model, _ = build_dense_model(config, 11)
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    optimizer = make_dense_optimizer(model, config)
     # Twice, for a BatchNorm after pooling to one pixel needs more than one value.
     for _ in range(50):
         optimizer.zero_grad()
