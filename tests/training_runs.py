@@ -1,9 +1,15 @@
 """Training runs on splits of a test's own, by the engine as a user's run goes through it."""
 
+import os
+import signal
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from visionssm.cli.main import main
 from visionssm.data import Splits
 from visionssm.data.loader import seed_everything
 from visionssm.tasks.checkpoint import ModelCard
@@ -42,3 +48,18 @@ def fit_recorded(config: ClassificationConfig, splits: Splits) -> Recorded:
     task = Recorded(initial.model, config, card, data.batches_per_epoch(), teacher)
     fit(task, data, run, "cpu")
     return task
+
+
+def interrupted(command: list[str], folder: Path) -> int:
+    """The exit status of a training into `folder` that gets Ctrl-C after its first checkpoint."""
+
+    def press_ctrl_c() -> None:
+        while not (folder / "last.ckpt").exists():
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press_ctrl_c)
+    thread.start()
+    status = main(command)
+    thread.join()
+    return status

@@ -1,10 +1,6 @@
 """Detection from the command line on scenes of digits: training, resumption, evaluation, prediction, bad input."""
 
 import json
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_runs import interrupted
 
 from visionssm.cli.main import main
 from visionssm.data.coco import load_coco
@@ -77,15 +74,7 @@ def test_an_interrupted_run_ends_bit_by_bit_like_one_that_was_not(scenes: Path, 
     stopped = tmp_path / "stopped"
     command = [*TRAIN, "--data", str(scenes), "--epochs", "2", "--checkpoint-steps", "3", "--out", str(stopped)]
 
-    def press_ctrl_c() -> None:
-        while not (stopped / "last.ckpt").exists():
-            time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=press_ctrl_c)
-    thread.start()
-    assert main(command) == 130
-    thread.join()
+    assert interrupted(command, stopped) == 130
     assert main(command) == 0
     first, second = read_checkpoint(run / "last.ckpt"), read_checkpoint(stopped / "last.ckpt")
     assert first["state_dict"].keys() == second["state_dict"].keys()

@@ -6,13 +6,13 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from training_runs import interrupted
 
 from visionssm.cli.main import main
 from visionssm.tasks.callbacks import AtomicCheckpointIO
@@ -94,17 +94,9 @@ def test_ctrl_c_saves_and_the_same_command_continues(
 ) -> None:
     command, stopped = [*COMMAND, "epochs=2"], tmp_path / "stopped"
 
-    def press_ctrl_c() -> None:
-        while not (stopped / "last.ckpt").exists():
-            time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGINT)
-
     handler = signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=press_ctrl_c)
-    thread.start()
     capsys.readouterr()
-    assert main([*command, f"out={stopped}"]) == 130
-    thread.join()
+    assert interrupted([*command, f"out={stopped}"], stopped) == 130
     assert signal.getsignal(signal.SIGINT) is handler
     captured = capsys.readouterr()
     assert "the same command continues from it" in captured.out

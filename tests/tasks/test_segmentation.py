@@ -1,17 +1,14 @@
 """Segmentation from the command line on scenes of digits: training, resumption, evaluation, prediction, bad input."""
 
 import json
-import os
 import shutil
-import signal
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_runs import interrupted
 
 from visionssm.cli.main import main
 from visionssm.data.ade20k import load_ade20k
@@ -52,15 +49,7 @@ def test_an_interrupted_run_ends_bit_by_bit_like_one_that_was_not(scenes: Path, 
     stopped = tmp_path / "stopped"
     command = [*TRAIN, "--data", str(scenes), "--epochs", "2", "--checkpoint-steps", "3", "--out", str(stopped)]
 
-    def press_ctrl_c() -> None:
-        while not (stopped / "last.ckpt").exists():
-            time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=press_ctrl_c)
-    thread.start()
-    assert main(command) == 130
-    thread.join()
+    assert interrupted(command, stopped) == 130
     assert main(command) == 0
     first, second = read_checkpoint(run / "last.ckpt"), read_checkpoint(stopped / "last.ckpt")
     assert all(torch.equal(value, second["state_dict"][key]) for key, value in first["state_dict"].items())
