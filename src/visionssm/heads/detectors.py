@@ -17,7 +17,7 @@ from .backbone import DenseModel, detection_backbone, init_convolutions
 from .images import DetectionImages
 from .proposals import ProposalNetwork
 from .roi_heads import BoxHead, RoIHeads
-from .settings import CASCADE_MASK_RCNN, MASK_RCNN, DetectorSettings, detector_settings
+from .settings import CASCADE_MASK_RCNN, MASK_RCNN, DetectorSettings, detector_settings, published_cascade
 
 
 class MaskRCNN(DenseModel, GeneralizedRCNN, PyTorchModelHubMixin, library_name="visionssm", tags=["object-detection"]):
@@ -161,12 +161,10 @@ def cascade_mask_rcnn(
         >>> detector.settings.class_agnostic
         True
     """
-    if preset is None:
-        preset = "vim" if backbone.startswith(("vim_", "local_vim_")) else "mambavision"
     model = CascadeMaskRCNN(
         backbone,
         num_classes,
-        preset=preset,
+        preset=preset or published_cascade(backbone),
         settings=settings,
         min_size=min_size,
         max_size=max_size,

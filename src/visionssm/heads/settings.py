@@ -187,6 +187,16 @@ def detector_settings(
     return replace(settings, **values)
 
 
+def published_cascade(backbone: str) -> str:
+    """Which of CASCADE_MASK_RCNN a backbone was published with, by the backbone's name.
+
+    Example:
+        >>> published_cascade("local_vim_tiny"), published_cascade("mambavision_tiny")
+        ('vim', 'mambavision')
+    """
+    return "vim" if backbone.startswith(("vim_", "local_vim_")) else "mambavision"
+
+
 def _stage(values: Mapping[str, Any]) -> StageSettings:
     options: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
     return StageSettings(**options)

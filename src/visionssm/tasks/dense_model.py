@@ -65,6 +65,8 @@ def build_dense_model(config: DenseConfig, classes: int) -> tuple[nn.Module, dic
 
 def head_arguments(config: DenseConfig, classes: int) -> dict[str, Any]:
     """Arguments of the head's class: plain values, as they are kept in checkpoints."""
+    from visionssm.heads.settings import published_cascade
+
     arguments = {"backbone": config.model, "num_classes": classes, "backbone_options": config.model_kwargs}
     arguments |= config.head_kwargs
     if isinstance(config, DetectionConfig):
@@ -72,7 +74,7 @@ def head_arguments(config: DenseConfig, classes: int) -> dict[str, Any]:
         arguments |= {"min_size": min_size, "max_size": max_size, "size_divisible": config.size_divisible}
         preset = config.preset
         if preset is None and config.head == "cascade_mask_rcnn":
-            preset = "vim" if config.model.startswith(("vim_", "local_vim_")) else "mambavision"
+            preset = published_cascade(config.model)
         if preset is not None:
             arguments["preset"] = preset
     return arguments
