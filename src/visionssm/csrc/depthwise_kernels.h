@@ -49,9 +49,7 @@ INLINE void convolve_position(const DepthwiseArguments& a, Format format, const 
       }
     format.write(y + c * bytes, activate(format, sum, activation), count);
   };
-  int64_t c = 0;
-  for (; c + kLanes<float> <= E; c += kLanes<float>) channels(c, kLanes<float>);
-  if (c < E) channels(c, E - c);
+  each_vector(E, channels);
 }
 
 // The same for `Count` neighbours in a row, all of whose taps lie inside of the map: each number is read once for all of them.
@@ -78,9 +76,7 @@ INLINE void convolve_neighbours(const DepthwiseArguments& a, Format format, cons
     for (int n = 0; n < Count; n++)
       format.write(y + (n * a.K * E + c) * bytes, activate(format, sums[n], activation), count);
   };
-  int64_t c = 0;
-  for (; c + kLanes<float> <= E; c += kLanes<float>) channels(c, kLanes<float>);
-  if (c < E) channels(c, E - c);
+  each_vector(E, channels);
 }
 
 template <int High, int Wide, class Format>

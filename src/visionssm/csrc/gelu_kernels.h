@@ -5,14 +5,6 @@
 
 namespace visionssm::VISIONSSM_TARGET {
 
-// Calls run(c, count) for the vectors of a row; `count` is less than a whole vector for the last one.
-template <class Run>
-INLINE void each_vector(int64_t columns, const Run& run) {
-  int64_t c = 0;
-  for (; c + kLanes<float> <= columns; c += kLanes<float>) run(c, kLanes<float>);
-  if (c < columns) run(c, columns - c);
-}
-
 template <class Format>
 static void gelu_row(const GeluArguments& a, Format format, int64_t row) {
   constexpr int64_t bytes = Format::bytes;

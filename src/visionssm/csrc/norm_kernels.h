@@ -25,25 +25,20 @@ static void norm_rows(const NormArguments& a, Format format, int64_t row) {
   const char* bias = (const char*)a.bias;
   char* y = (char*)a.y + row * row_bytes;
   const float share = 1.0f / float(columns);
-  const auto each_vector = [columns](const auto& run) {
-    int64_t c = 0;
-    for (; c + kLanes<float> <= columns; c += kLanes<float>) run(c, kLanes<float>);
-    if (c < columns) run(c, columns - c);
-  };
 
   floats sums[kRows] = {}, squares[kRows] = {}, means[kRows], scales[kRows];
-  each_vector([&](int64_t c, int64_t count) {
+  each_vector(columns, [&](int64_t c, int64_t count) {
     for (int r = 0; r < kRows; r++) sums[r] = sums[r] + format.read(x + r * row_bytes + c * bytes, count);
   });
   for (int r = 0; r < kRows; r++) means[r] = broadcast(sum(sums[r]) * share);
-  each_vector([&](int64_t c, int64_t count) {
+  each_vector(columns, [&](int64_t c, int64_t count) {
     for (int r = 0; r < kRows; r++) {
       const floats distance = only(format.read(x + r * row_bytes + c * bytes, count) - means[r], count);
       squares[r] = fma(distance, distance, squares[r]);
     }
   });
   for (int r = 0; r < kRows; r++) scales[r] = broadcast(1.0f / sqrtf(sum(squares[r]) * share + float(*a.eps)));
-  each_vector([&](int64_t c, int64_t count) {
+  each_vector(columns, [&](int64_t c, int64_t count) {
     const floats w = weight ? format.read(weight + c * bytes, count) : broadcast(1.0f);
     const floats b = bias ? format.read(bias + c * bytes, count) : floats{};
     for (int r = 0; r < kRows; r++) {

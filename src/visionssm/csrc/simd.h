@@ -270,6 +270,14 @@ INLINE void with_format(int64_t dtype, const Run& run) {
   run(Native<T>());
 }
 
+// Calls run(c, count) for the vectors of a row; `count` is less than a whole vector for the last one.
+template <class Run>
+INLINE void each_vector(int64_t columns, const Run& run) {
+  int64_t c = 0;
+  for (; c + kLanes<float> <= columns; c += kLanes<float>) run(c, kLanes<float>);
+  if (c < columns) run(c, columns - c);
+}
+
 // Rows of `count` numbers in another format.
 template <class T, class Format>
 INLINE void read_row(Format format, const char* source, int64_t count, T* target) {
