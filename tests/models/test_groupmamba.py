@@ -390,6 +390,29 @@ def test_four_directions_are_the_sum_of_single_ones():
             torch.testing.assert_close(outputs[:, :, k], y[:, :, 0])
 
 
+@torch.no_grad()
+def test_hooks_and_replaced_layers_take_part():
+    """The fast paths skip no module that somebody listens to or has replaced."""
+    model, image = randomised(small_model()), rule_image(33, 47)
+    wanted, seen = model(image), []
+    block = model.stages[0].blocks[0]
+    for layer in (block.mixer.groups.in_proj, block.mixer.groups.conv, block.mlp.conv, block.mlp.fc1):
+        handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(module))
+        torch.testing.assert_close(model(image), wanted, rtol=1e-5, atol=1e-5)
+        handle.remove()
+        assert seen.pop() is layer and not seen
+
+    class Doubled(type(block.mlp.conv)):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    conv = block.mlp.conv
+    halved = Doubled(conv.in_channels, conv.out_channels, 3, padding=1, groups=conv.groups)
+    halved.load_state_dict({name: value / 2 for name, value in conv.state_dict().items()})
+    block.mlp.conv = halved
+    torch.testing.assert_close(model(image), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_without_modulation_the_affinity_is_one():
     modulated, plain = randomised(small_model()), small_model(modulation=False)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..ops import depthwise_conv, linear
 from ..ops.matrix_product import on_plain_cpu
-from .linear import has_hooks
+from .linear import has_hooks, is_plain_conv
 
 
 def conv_norm(conv: Any, norm: nn.Module, x: Tensor) -> Tensor:
@@ -75,13 +75,13 @@ def conv_norm_last(conv: Any, norm: nn.Module, x: Tensor, activation: str = "non
 def folds(conv: nn.Module, norm: nn.Module) -> bool:
     """Whether calling both is nothing but a convolution and a fixed scale and shift, on the CPU and without gradients."""
     return (
-        type(conv) is nn.Conv2d
+        is_plain_conv(conv)
         and isinstance(norm, nn.BatchNorm2d)
         and norm.affine
         and norm.track_running_stats
         and on_plain_cpu(norm.weight, conv.weight)
         and not (norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        and not (has_hooks(conv) or has_hooks(norm))
+        and not has_hooks(norm)
     )
 
 

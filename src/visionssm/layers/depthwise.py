@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from ..ops import depthwise_conv
 from ..ops.depthwise import ACTIVATIONS
-from .linear import has_hooks
+from .linear import is_plain_conv
 
 
 def conv_silu(conv: nn.Module, x: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def conv_silu(conv: nn.Module, x: Tensor) -> Tensor:
 
 def apply_depthwise(conv: nn.Module, x: Tensor, activation: str = "none") -> Tensor:
     """The same with another activation of :func:`visionssm.ops.depthwise_conv`."""
-    if type(conv) is not nn.Conv2d or has_hooks(conv):
+    if not is_plain_conv(conv):
         return ACTIVATIONS[activation](conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
     bias = None if conv.bias is None else conv.bias[None]
     return depthwise_conv(x, conv.weight.transpose(0, 1), bias, activation=activation)[:, :, :, 0]

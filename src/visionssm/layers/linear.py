@@ -1,6 +1,7 @@
 """A linear layer whose matrix product is the faster one of this machine."""
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,12 @@ class Linear(nn.Linear):
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether calling the module is nothing but the product with its weight: an adapter, a hook or a quantised weight is more."""
     plain = type(module) in (nn.Linear, Linear) and not has_hooks(module)
+    return plain and not is_traceable_wrapper_subclass(module.weight)
+
+
+def is_plain_conv(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """The same for a convolution of maps."""
+    plain = type(module) is nn.Conv2d and not has_hooks(module)
     return plain and not is_traceable_wrapper_subclass(module.weight)
 
 

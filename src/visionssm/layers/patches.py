@@ -7,7 +7,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..ops import linear
 from ..ops.matrix_product import on_plain_cpu
-from .linear import has_hooks
+from .linear import is_plain_conv
 
 
 class PatchStem(nn.Module):
@@ -84,7 +84,7 @@ def conv_downsample(conv: nn.Module, x: Tensor) -> Tensor:
 
 def _plain_padding(conv: nn.Module) -> tuple[int, int] | None:
     """Rows and columns of zeros around the map; None for a convolution with groups, dilation, hooks or other kinds of padding."""
-    if type(conv) is not nn.Conv2d or has_hooks(conv) or isinstance(conv.padding, str):
+    if not is_plain_conv(conv) or isinstance(conv.padding, str):
         return None
     if (conv.groups, conv.dilation, conv.padding_mode) != (1, (1, 1), "zeros"):
         return None

@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .._messages import choose
 from ..layers.conv_norm import conv_norm_last
-from ..layers.linear import has_hooks
+from ..layers.linear import has_hooks, is_plain_conv
 from ..layers.patches import PatchMerging, PatchStem
 from ..layers.residual import add_to
 from ..layers.ss2d import SS2D, PathBuilder
@@ -68,7 +68,7 @@ class ConvBranch(nn.Module):
         y = conv_norm_last(self.conv, self.norm, x, "gelu")
         if y is None:
             y = F.gelu(self.norm(self.conv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
-        if has_hooks(self.proj) or type(self.proj) is not nn.Conv2d:
+        if not is_plain_conv(self.proj):
             return self.proj(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return linear(y, self.proj.weight.flatten(1), self.proj.bias)
 

@@ -8,7 +8,7 @@ the layer and the order of the directions; the weights need the code's, which is
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from .._messages import choose
 from ..layers.conv_norm import StemConvolutions
 from ..layers.depthwise import apply_depthwise, conv_silu
 from ..layers.grouped import grouped_linear
-from ..layers.linear import has_hooks, is_plain_linear
+from ..layers.linear import has_hooks, is_plain_conv, is_plain_linear
 from ..layers.mlp import Mlp
 from ..layers.residual import add_to, scale_by
 from ..layers.selective import SelectiveScan
@@ -109,18 +109,23 @@ class GroupedScan(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = x.shape
-        groups = self._split(x)
-        weight, gate_weight = self.in_proj.weight.chunk(
-            2, dim=1
-        )  # apart, so that each result lies in memory as it is needed
-        x = conv_silu(self.conv, grouped_linear(groups, weight).reshape(shape))
+        x, z = self._in_halves(self._split(x))
+        x = conv_silu(self.conv, x.reshape(shape))
         x = self._split(x).repeat_interleave(self.directions, dim=2) if self.directions > 1 else self._split(x)
         y = self.scan(x, self.paths(*shape[1:3], device=x.device), merge=False)
         if self.directions > 1:
             y = y.unflatten(2, (self.groups, -1)).sum(3)
-        z = grouped_linear(groups, gate_weight)
-        z = F.silu(z, inplace=not torch.is_grad_enabled())
-        return self.out_proj(scale_by(self.out_norm(y).to(z.dtype), z)).reshape(shape)
+        gate = F.silu(z(), inplace=not torch.is_grad_enabled())
+        return self.out_proj(scale_by(self.out_norm(y).to(gate.dtype), gate)).reshape(shape)
+
+    def _in_halves(self, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        """The halves of in_proj(x), as `layers.linear.in_halves` gives those of a linear layer."""
+        if type(self.in_proj) is not GroupedLinear or has_hooks(self.in_proj):
+            first, second = self.in_proj(x).chunk(2, dim=-1)
+            return first, second.clone
+        # Apart, so that each lies in memory as it is needed.
+        weight, gate_weight = self.in_proj.weight.chunk(2, dim=1)
+        return grouped_linear(x, weight), lambda: grouped_linear(x, gate_weight)
 
     def _split(self, x: Tensor) -> Tensor:
         """(batch, H, W, C) to (batch, L, groups, d)."""
@@ -171,7 +176,7 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fc1, conv, fc2 = self.fc1, self.conv, self.fc2
-        if is_plain_linear(fc1) and is_plain_linear(fc2) and not has_hooks(conv):
+        if is_plain_linear(fc1) and is_plain_linear(fc2) and is_plain_conv(conv):
             return conv_mlp(x, fc1.weight, fc1.bias, conv.weight, conv.bias, fc2.weight, fc2.bias)
         return fc2(apply_depthwise(conv, fc1(x), "gelu"))
 
