@@ -1,5 +1,6 @@
 """Plain LayerNorms are replaced by ours, and nothing else is."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -40,3 +41,16 @@ def test_gelu_after_a_norm_leaves_alone_what_others_see():
     norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
     norm_gelu(norm, x)
     torch.testing.assert_close(seen[0], nn.functional.layer_norm(x, (8,)))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@torch.no_grad()
+def test_maps_of_another_width_are_refused(affine):
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        LayerNorm(4, elementwise_affine=affine)(torch.randn(2, 8))
+
+
+@torch.no_grad()
+def test_more_than_one_axis():
+    norm, x = LayerNorm((3, 8)), torch.randn(2, 3, 8)
+    assert torch.equal(norm(x), nn.functional.layer_norm(x, (3, 8), norm.weight, norm.bias))

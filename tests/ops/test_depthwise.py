@@ -178,3 +178,19 @@ def test_transient_results_share_memory_inside_of_a_pass_only():
         assert depthwise_conv(x, weight, bias, **options).data_ptr() != second.data_ptr()
     with reused_memory():  # gradients are recorded: nothing may be overwritten
         assert scratch("x", (1,), torch.float32) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.randn(1, 5, 6, 8)}, "8 channels, need 4"),
+        ({"bias": torch.randn(2, 8)}, r"bias: got shape \(2, 8\), need \(2, 4\)"),
+        ({"left": (1,)}, "left: got 1 numbers"),
+    ],
+)
+@torch.no_grad()
+def test_sizes_that_do_not_fit_are_refused(backend, change, message):
+    fitting = {"x": torch.randn(1, 5, 6, 4), "weight": torch.randn(2, 4, 3, 3), "bias": torch.randn(2, 4)}
+    depthwise_conv(**fitting)
+    with pytest.raises(ValueError, match=message):
+        depthwise_conv(**fitting | change)

@@ -49,6 +49,14 @@ def test_views_are_read_as_they_are(choice):
     torch.testing.assert_close(linear(wide, weight, b), F.linear(wide, weight, b))
 
 
+@torch.no_grad()
+def test_parameters_that_are_views(choice):
+    x, weight, bias = torch.randn(4, 16), torch.randn(8, 32)[:, ::2], torch.randn(16)[::2]
+    wanted = x.double() @ weight.double().T + bias.double()
+    torch.testing.assert_close(linear(x, weight, bias).double(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(matrix_product.product(x, weight, bias).double(), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_opcheck():
     x, weight, b = tensors()
     torch.library.opcheck(torch.ops.visionssm.linear, (x, weight, b, False))

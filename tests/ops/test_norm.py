@@ -87,3 +87,11 @@ def test_registered_operator_and_compiled_graph():
     torch.library.opcheck(torch.ops.visionssm.layer_norm, (x, weight, bias, 1e-5))
     compiled = torch.compile(layer_norm, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, weight, bias), layer_norm(x, weight, bias))
+
+
+@torch.no_grad()
+def test_parameters_of_another_width_are_refused():
+    x = torch.randn(4, 8)
+    for parameters in ((torch.ones(4), None), (None, torch.ones(4)), (torch.ones(16), torch.ones(16))):
+        with pytest.raises(RuntimeError, match="same shape as normalized_shape"):
+            layer_norm(x, *parameters)

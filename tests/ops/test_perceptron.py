@@ -163,3 +163,20 @@ def test_flops_are_those_of_two_products():
     with FlopCounterMode(display=False) as counter:
         mlp(torch.randn(2, 5, 16), *layers())
     assert counter.get_total_flops() == 2 * 2 * 5 * 16 * 64 * 2
+
+
+@torch.no_grad()
+def test_biases_that_do_not_fit_are_refused(choice):
+    x, (w1, b1, w2, b2) = torch.randn(4, 16), layers()
+    for first, second in ((b1[:5], b2), (b1, b2[:5]), (b1, torch.zeros(20))):
+        with pytest.raises(RuntimeError, match="size"):
+            mlp(x, w1, first, w2, second)
+    with pytest.raises(RuntimeError, match="dtype"):
+        mlp(x, w1, b1.bfloat16(), w2, b2)
+
+
+@torch.no_grad()
+def test_parameters_that_are_views(choice):
+    x, (w1, b1, w2, b2) = torch.randn(4, 16), layers()
+    weights = [value.repeat_interleave(2, -1)[..., ::2] for value in (w1, b1, w2, b2)]
+    torch.testing.assert_close(mlp(x, *weights), plain(x, w1, b1, w2, b2), rtol=1e-5, atol=1e-5)

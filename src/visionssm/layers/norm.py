@@ -12,6 +12,8 @@ class LayerNorm(nn.LayerNorm):
     """`torch.nn.LayerNorm` over the last axis, computed by :func:`visionssm.ops.layer_norm`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[-1:]) != self.normalized_shape:
+            return super().forward(x)  # which refuses it, or takes more than one axis
         return layer_norm(x, self.weight, self.bias, self.eps)
 
 

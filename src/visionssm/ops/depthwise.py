@@ -54,6 +54,9 @@ def depthwise_conv(
     Returns:
         (batch, H, W, K, E) in x's dtype, or autocast's.
 
+    Raises:
+        ValueError: x, weight, bias and left don't fit together, or an unknown activation.
+
     Example:
         >>> x, taps = torch.randn(2, 1, 9, 8), torch.randn(2, 8, 1, 4)
         >>> y = depthwise_conv(x, taps, left=(3, 0))  # a causal and an anti-causal convolution
@@ -64,6 +67,7 @@ def depthwise_conv(
         True
     """
     left = [weight.shape[3] // 2] * weight.shape[0] if left is None else list(left)
+    _check(x, weight, bias, left)
     choose("activation", activation, ACTIVATIONS)
     if not served(x, weight, bias):
         y = _with_torch(x, weight, bias, left)
@@ -73,6 +77,17 @@ def depthwise_conv(
         return torch.ops.visionssm.depthwise_conv(x, weight, bias, left, activation)
     torch.ops.visionssm.depthwise_conv_into(x, weight, bias, left, activation, out)
     return out
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int]) -> None:
+    """Refuses sizes that don't belong together, beyond which the kernel would read."""
+    K, E = weight.shape[:2]
+    if x.shape[3] != E:
+        raise ValueError(f"x: got {x.shape[3]} channels, need {E} as in weight {tuple(weight.shape)}")
+    if bias is not None and tuple(bias.shape) != (K, E):
+        raise ValueError(f"bias: got shape {tuple(bias.shape)}, need {(K, E)}")
+    if len(left) != K:
+        raise ValueError(f"left: got {len(left)} numbers, need one for each of {K} sets of taps")
 
 
 def served(x: Tensor, *weights: Tensor | None) -> bool:

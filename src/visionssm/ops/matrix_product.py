@@ -47,7 +47,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
         >>> linear(torch.ones(2, 3), torch.ones(4, 3)).shape
         torch.Size([2, 4])
     """
-    if not on_plain_cpu(x, weight) or not uses_onednn(x.dtype):
+    if not (on_plain_cpu(x, weight) and fits(weight, bias) and uses_onednn(x.dtype)):
         y = F.linear(x, weight, bias)
         return F.gelu(y) if gelu else y
     recorded = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, weight, bias))
@@ -64,6 +64,11 @@ def on_plain_cpu(x: Tensor, *weights: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_exporting()
     )
+
+
+def fits(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a bias belongs to a weight (out, in); others are left to torch, which says what is wrong."""
+    return bias is None or (bias.dtype == weight.dtype and bias.shape == weight.shape[:1])
 
 
 @torch.compiler.assume_constant_result
@@ -137,8 +142,9 @@ def _linear_by_onednn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    # oneDNN reads dense rows, and weights as they lie or transposed.
+    # oneDNN reads dense rows and biases, and weights as they lie or transposed.
     weight = weight if weight.t().is_contiguous() else weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
     post = "gelu" if gelu else "none"
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, post, [], "none" if gelu else "")
 

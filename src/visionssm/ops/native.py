@@ -175,8 +175,9 @@ def layer_norm(numbers: array) -> None:
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
-    """hidden = GELU(x + bias) for contiguous matrices of one dtype; x becomes x + bias where it is not `hidden` itself."""
+    """hidden = GELU(x + bias) for contiguous matrices of the bias's dtype; x becomes x + bias where it is not `hidden` itself."""
     rows, columns = x.shape
+    bias = None if bias is None else bias.contiguous()
     keep = x.data_ptr() != hidden.data_ptr()
     numbers = array(
         "q",

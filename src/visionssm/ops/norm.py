@@ -41,6 +41,8 @@ def _served(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype == torch.float64:
         return False
     parameters = [value for value in (weight, bias) if value is not None]
+    if any(value.shape != x.shape[-1:] for value in parameters):  # torch refuses it
+        return False
     return on_plain_cpu(x, *parameters) and choose_backend("auto", x.device, x.dtype) == "native"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .backends import choose_backend
-from .matrix_product import DTYPES, linear, on_plain_cpu, product
+from .matrix_product import DTYPES, fits, linear, on_plain_cpu, product
 from .native import bias_gelu, gelu_backward
 from .schema import _library
 
@@ -47,7 +47,8 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2
     """
     tensors = (x, weight1, bias1, weight2, bias2)
     keep = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)
-    if on_plain_cpu(x, weight1, weight2) and x.dtype in (DTYPES[:1] if keep else DTYPES):
+    fit = fits(weight1, bias1) and fits(weight2, bias2)
+    if fit and on_plain_cpu(x, weight1, weight2) and x.dtype in (DTYPES[:1] if keep else DTYPES):
         return torch.ops.visionssm.mlp(*tensors, keep)[0]
     return linear(linear(x, weight1, bias1, gelu=True), weight2, bias2)
 
