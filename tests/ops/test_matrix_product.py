@@ -57,6 +57,13 @@ def test_parameters_that_are_views(choice):
     torch.testing.assert_close(matrix_product.product(x, weight, bias).double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shapes", [((8, 12), (8,)), ((8, 16), (4,)), ((8, 16), (2, 8))], ids=str)
+def test_sizes_that_do_not_fit_are_named(choice, shapes):
+    weight, bias = (torch.randn(shape) for shape in shapes)
+    with pytest.raises(RuntimeError, match=r"shape|size|1-D|dim"):
+        linear(torch.randn(4, 16), weight, bias)
+
+
 def test_opcheck():
     x, weight, b = tensors()
     torch.library.opcheck(torch.ops.visionssm.linear, (x, weight, b, False))

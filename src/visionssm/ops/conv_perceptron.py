@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .depthwise import depthwise_conv, served
-from .matrix_product import DTYPES, linear, on_plain_cpu, product
+from .matrix_product import DTYPES, fits, linear, on_plain_cpu, product
 from .schema import _library
 from .scratch import reused_memory
 
@@ -55,6 +55,8 @@ def conv_mlp(
     if (
         on_plain_cpu(x, weight1, taps, weight2)
         and x.dtype in DTYPES
+        and fits(x.shape[-1], weight1, bias1)
+        and fits(weight1.shape[0], weight2, bias2)
         and served(x, weight1, bias1, taps, taps_bias, weight2, bias2)
     ):
         return torch.ops.visionssm.conv_mlp(x, weight1, bias1, taps, taps_bias, weight2, bias2)

@@ -47,7 +47,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
         >>> linear(torch.ones(2, 3), torch.ones(4, 3)).shape
         torch.Size([2, 4])
     """
-    if not (on_plain_cpu(x, weight) and fits(weight, bias) and uses_onednn(x.dtype)):
+    if not (on_plain_cpu(x, weight) and fits(x.shape[-1], weight, bias) and uses_onednn(x.dtype)):
         y = F.linear(x, weight, bias)
         return F.gelu(y) if gelu else y
     recorded = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, weight, bias))
@@ -66,9 +66,10 @@ def on_plain_cpu(x: Tensor, *weights: Tensor) -> bool:
     )
 
 
-def fits(weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a bias belongs to a weight (out, in); others are left to torch, which says what is wrong."""
-    return bias is None or (bias.dtype == weight.dtype and bias.shape == weight.shape[:1])
+def fits(inner: int, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a weight is (out, inner) and a bias belongs to it; others are left to torch, which says what is wrong."""
+    plain = bias is None or (bias.dtype == weight.dtype and bias.shape == weight.shape[:1])
+    return plain and weight.shape[1] == inner
 
 
 @torch.compiler.assume_constant_result

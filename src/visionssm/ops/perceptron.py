@@ -47,7 +47,7 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2
     """
     tensors = (x, weight1, bias1, weight2, bias2)
     keep = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)
-    fit = fits(weight1, bias1) and fits(weight2, bias2)
+    fit = fits(x.shape[-1], weight1, bias1) and fits(weight1.shape[0], weight2, bias2)
     if fit and on_plain_cpu(x, weight1, weight2) and x.dtype in (DTYPES[:1] if keep else DTYPES):
         return torch.ops.visionssm.mlp(*tensors, keep)[0]
     return linear(linear(x, weight1, bias1, gelu=True), weight2, bias2)
