@@ -57,9 +57,7 @@ def create_model(
         ...
         ValueError: model: there is no 'vmamba_tinny'; did you mean vmamba_tiny, ...?
     """
-    architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        raise ValueError(f"model: there is no {name!r}{near_matches(architecture, list_models())}")
+    check_name(name)
     if img_size is not None:
         options["img_size"] = img_size
     if checkpoint is not None:
@@ -68,6 +66,13 @@ def create_model(
         pretrained = True
         options["pretrained_cfg_overlay"] = {**(options.get("pretrained_cfg_overlay") or {}), "file": str(checkpoint)}
     return timm.create_model(name, pretrained=pretrained, **options)
+
+
+def check_name(name: str) -> None:
+    """ValueError, with near matches, for a name that neither this library nor timm knows."""
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise ValueError(f"model: there is no {name!r}{near_matches(architecture, timm.list_models())}")
 
 
 def load_checkpoint(model: nn.Module, path: str | Path, *, prefer: tuple[str, ...] = ()) -> None:

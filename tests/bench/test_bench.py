@@ -56,9 +56,22 @@ def test_command_writes_json_csv_and_a_picture(tmp_path, capsys):
         (["--sizes", "big"], "--sizes: got 'big', need positive whole numbers"),
         (["--sizes", "1x2x3"], "--sizes: got '1x2x3'"),
         (["--batch", "0"], "--batch: got '0'"),
-        (["--dtype", "int8"], "dtype: got 'int8', choose from float32, bfloat16, float16"),
+        (["--dtype", "float32,int8"], "dtype: got 'int8', choose from float32, bfloat16, float16"),
+        (["--vs", "resnet1"], "there is no 'resnet1'; did you mean resnet"),
+        (["--threads", "0"], "--threads: got 0"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message, capsys):
     assert main(["bench", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert "building" not in error  # before anything is measured
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path, capsys):
+    """Vim has no token for images below its patches."""
+    sizes = ["vim_nano", "--sizes", "32,33x1", "--batch", "1", "--seconds", "0.01"]
+    assert main(["bench", *sizes, "--out", str(tmp_path)]) != 0
+    captured = capsys.readouterr()
+    assert "33x1" not in captured.out and "vim_nano" in captured.out
+    assert [m["size"] for m in json.loads((tmp_path / "bench.json").read_text())["measurements"]] == [[32, 32]]

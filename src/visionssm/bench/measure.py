@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from visionssm._create import create_model
+from visionssm._messages import choose
 from visionssm.layers.linear import use_fast_linear
 from visionssm.models import count_gmacs
 from visionssm.models._backbone import Backbone
@@ -35,6 +36,9 @@ class Setting:
         train: forward and backward instead of inference.
         compile: through torch.compile.
         equal: give the linear layers of every model the matrix product that ours use.
+
+    Raises:
+        ValueError: an unknown dtype.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -44,6 +48,9 @@ class Setting:
     train: bool = False
     compile: bool = False
     equal: bool = False
+
+    def __post_init__(self) -> None:
+        choose("dtype", self.dtype, DTYPES)
 
     def describe(self) -> str:
         """One line, such as "224x224 batch 8 float32 inference, equal products".
@@ -112,7 +119,7 @@ def compare(
         One measurement per model, in the given order.
 
     Raises:
-        ValueError: an unknown model or dtype, or a model whose results are wrong.
+        ValueError: an unknown model, or a model whose results are wrong.
     """
     return take_turns([(name, setting) for name in models], seconds=seconds, progress=progress)
 
@@ -135,9 +142,6 @@ def take_turns(
         clock: `time.process_time` counts what one thread computes on a machine that others use at the same time.
     """
     say = progress or (lambda line: None)
-    for _, setting in entries:
-        if setting.dtype not in DTYPES:
-            raise ValueError(f"dtype: got {setting.dtype!r}, choose from {', '.join(DTYPES)}")
     calls, peaks = [], []
     for name, setting in entries:
         say(f"{name}: building and checking")

@@ -55,7 +55,7 @@ def table(results: Sequence[Measurement]) -> str:
             f"{1e3 * result.percentile(0.9):.1f}",
             f"{1e3 * result.percentile(0.99):.1f}",
             "" if result.peak_mib is None else f"{result.peak_mib:.0f}",
-            "" if result.gmacs is None else f"{result.gmacs:.2f}",
+            "" if result.gmacs is None else f"{result.gmacs:.3g}",
         )
         for result in results
     ]

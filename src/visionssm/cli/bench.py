@@ -37,33 +37,50 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table, write the files."""
+    """Measure, setting by setting, and print and write what is there, also where a later setting fails or is interrupted."""
     import sys
 
     import torch
 
-    from visionssm.bench import compare, plot, table, write_csv, write_json
+    from visionssm._create import check_name
+    from visionssm.bench import compare, table
     from visionssm.bench.measure import settings
 
-    if args.threads:
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads: got {args.threads}, need a positive number")
         torch.set_num_threads(args.threads)
     names = [*args.models, *(name for name in args.vs.split(",") if name)]
+    for name in names:
+        check_name(name)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     common = {"device": device, "train": args.train, "compile": args.compile, "equal": args.equal}
-    results = []
-    for setting in settings(
-        _sizes(args.sizes), _numbers("--batch", args.batch), [d for d in args.dtype.split(",") if d], **common
-    ):
-        results += compare(
-            names, setting, seconds=args.seconds, progress=lambda line: print(line, file=sys.stderr, flush=True)
-        )
-    print(table(results))
+    dtypes = [name for name in args.dtype.split(",") if name]
+    chosen = list(settings(_sizes(args.sizes), _numbers("--batch", args.batch), dtypes, **common))
     if args.out is not None:
-        write_json(results, args.out / "bench.json")
-        write_csv(results, args.out / "bench.csv")
-        plot(results, args.out / "bench.png")
-        print(f"\nwrote bench.json, bench.csv and bench.png to {args.out}")
+        args.out.mkdir(parents=True, exist_ok=True)
+    results: list[Any] = []
+    try:
+        for setting in chosen:
+            results += compare(
+                names, setting, seconds=args.seconds, progress=lambda line: print(line, file=sys.stderr, flush=True)
+            )
+            if args.out is not None:
+                _write(results, args.out)
+    finally:
+        if results:
+            print(table(results))
+            if args.out is not None:
+                print(f"\nwrote bench.json, bench.csv and bench.png to {args.out}")
     return 0
+
+
+def _write(results: list[Any], folder: Path) -> None:
+    from visionssm.bench import plot, write_csv, write_json
+
+    write_json(results, folder / "bench.json")
+    write_csv(results, folder / "bench.csv")
+    plot(results, folder / "bench.png")
 
 
 def _sizes(text: str) -> list[tuple[int, int]]:
