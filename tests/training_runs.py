@@ -63,3 +63,14 @@ def interrupted(command: list[str], folder: Path) -> int:
     status = main(command)
     thread.join()
     return status
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two checkpoints, or parts of them, hold the same numbers."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    return first == second

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from training_runs import same
 
 import visionssm
 from visionssm.cli.main import main
@@ -44,16 +45,6 @@ def _run(command: list[str], output: Path, expected_code: int = 0) -> str:
     text = output.read_text()
     assert code == expected_code, text
     return text
-
-
-def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(_same(value, second[key]) for key, value in first.items())
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(_same, first, second))
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    return first == second
 
 
 def _assert_close(first: Path, second: Path) -> None:
@@ -125,7 +116,7 @@ def test_two_processes_that_are_killed_end_like_two_that_were_not(
     for name in ("last.ckpt", "best.ckpt"):
         a, b = read_checkpoint(whole / name), read_checkpoint(killed / name)
         a.pop("visionssm"), b.pop("visionssm")  # names the folder
-        assert [key for key in a if not _same(a[key], b[key])] == []
+        assert [key for key in a if not same(a[key], b[key])] == []
     assert (whole / "metrics.csv").read_bytes() == (killed / "metrics.csv").read_bytes()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import interrupted
+from training_runs import interrupted, same
 
 from visionssm.cli.main import main
 from visionssm.tasks.callbacks import AtomicCheckpointIO
@@ -25,22 +25,12 @@ COMMAND = [
 ]  # fmt: skip
 
 
-def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(_same(value, second[key]) for key, value in first.items())
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(_same, first, second))
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    return first == second
-
-
 def _assert_same_run(first: Path, second: Path) -> None:
     for name in ("last.ckpt", "best.ckpt"):
         a, b = read_checkpoint(first / name), read_checkpoint(second / name)
         a.pop("visionssm"), b.pop("visionssm")  # names the folder
         assert a.keys() == b.keys()
-        assert [key for key in a if not _same(a[key], b[key])] == []
+        assert [key for key in a if not same(a[key], b[key])] == []
     assert (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
 
 
