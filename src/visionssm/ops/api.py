@@ -93,7 +93,8 @@ def path_scan(
     dtype = torch.promote_types(x.dtype, dt.dtype)
     chosen = choose_backend(backend, x.device, dtype)
     # Entries are data: under tracing and on the meta device they are not there to look at.
-    facts = path_facts(path, sizes.L, abstract=torch.compiler.is_compiling() or x.is_meta)
+    abstract = torch.compiler.is_compiling() or x.is_meta
+    facts = path_facts(path, sizes.L, abstract=abstract)
 
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     x, dt = x.to(dtype), dt.to(dtype)
@@ -107,7 +108,7 @@ def path_scan(
         observer(tensors, softplus, zoh)
 
     needs_grad = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
-    if chosen == "reference" or (chosen == "torch" and not needs_grad and not x.is_meta):
+    if chosen == "reference" or (chosen == "torch" and not needs_grad and not abstract):
         plain = reference if chosen == "reference" else torch_chunked
         with without_autocast(x.device):
             y, last = plain.scan(tensors, softplus=softplus, zoh=zoh, merge=merge, out_dtype=out_dtype)
