@@ -194,3 +194,13 @@ def test_sizes_that_do_not_fit_are_refused(backend, change, message):
     depthwise_conv(**fitting)
     with pytest.raises(ValueError, match=message):
         depthwise_conv(**fitting | change)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_float32_taps_on_maps_of_half_precision(backend, dtype):
+    (x, weight, bias), left = arguments(CASES[0])
+    found = depthwise_conv(x.to(dtype), weight, bias)
+    wanted = expected(x.to(dtype), weight, bias, left)
+    assert found.dtype == dtype
+    assert (found.double() - wanted).abs().max() <= 4 * torch.finfo(dtype).eps * wanted.abs().max()

@@ -103,6 +103,7 @@ def served(x: Tensor, *weights: Tensor | None) -> bool:
 
 def _with_torch(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int]) -> Tensor:
     maps = x.permute(0, 3, 1, 2)
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     _, E, high, wide = weight.shape
     outputs = []
     for k, before in enumerate(left):
