@@ -18,6 +18,7 @@ from torch import nn
 
 import visionssm
 from visionssm.models import all_releases, count_parameters
+from visionssm.ops import default_backend
 
 NANO = [name for name in visionssm.list_models() if "nano" in name]
 PUBLISHED = [name for name in visionssm.list_models() if "nano" not in name]
@@ -206,15 +207,25 @@ def test_autocast_is_finite_and_near(name, dtype):
     assert (low.float() - exact).abs().max() < 0.1 * exact.abs().max()
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("name", NANO)
-def test_a_model_cast_to_half_precision_runs_in_it(name, dtype):
+def test_a_model_cast_to_half_precision_runs_in_it(name, dtype, backend):
     model = build(name)
-    with torch.inference_mode():
+    with torch.inference_mode(), default_backend(backend):
         exact = model(image())
         low = model.to(dtype)(image().to(dtype))
     assert low.dtype == dtype
     assert (low.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_every_model_is_the_same_without_a_compiler(name):
+    model = build(name)
+    with torch.inference_mode():
+        expected = model(image())
+        with default_backend("torch"):
+            torch.testing.assert_close(model(image()), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NANO)
