@@ -162,7 +162,7 @@ def learned(model, image, target, masks=True, least=0.7):
 @pytest.mark.parametrize(
     ("kind", "backbone", "steps"),
     [
-        (mask_rcnn, "vmamba_nano", 45),
+        (mask_rcnn, "vmamba_nano", 75),
         (retinanet, "efficient_vmamba_nano", 60),
         pytest.param(cascade_mask_rcnn, "mambavision_nano", 80, marks=pytest.mark.slow),
         pytest.param(mask_rcnn, "groupmamba_nano", 60, marks=pytest.mark.slow),
