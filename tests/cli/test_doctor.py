@@ -1,5 +1,6 @@
 """`visionssm doctor` on this machine."""
 
+import importlib.util
 import json
 import platform
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from visionssm.cli import diagnosis
+from visionssm.cli.errors import EXTRAS
 from visionssm.cli.main import main
 from visionssm.ops import explain_backend
 
@@ -35,6 +37,12 @@ def test_text_report_says_the_same(capsys):
     auto = next(line for line in text.splitlines() if "auto takes" in line)
     assert auto.split()[-1] in ("native", "torch")
     assert text.rstrip().endswith("everything works")
+
+
+def test_what_can_be_imported_has_a_version():
+    versions = diagnosis.examine()["versions"]
+    for module in EXTRAS:
+        assert (versions[module] is not None) == (importlib.util.find_spec(module) is not None), module
 
 
 @pytest.mark.parametrize("damage", [lambda y: y + 0.1, lambda y: y * float("nan")], ids=["wrong", "nan"])

@@ -52,7 +52,7 @@ def _versions() -> dict[str, str | None]:
 
 def _version(package: str) -> str | None:
     try:
-        return metadata.version({"sklearn": "scikit-learn"}.get(package, package))
+        return metadata.version({"sklearn": "scikit-learn", "yaml": "PyYAML"}.get(package, package))
     except metadata.PackageNotFoundError:
         return None
 
