@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from visionssm.layers.conv_norm import conv_norm, conv_norm_last
-from visionssm.layers.grouped import grouped_linear
 
 
 def pair(*arguments, bias=True, **options):
@@ -59,14 +58,3 @@ def test_training_gradients_and_hooks_call_the_modules():
         conv.register_forward_hook(lambda *_: calls.append("conv"))
         conv_norm(conv, norm, x.permute(0, 3, 1, 2))
     assert calls == ["conv"]
-
-
-def test_grouped_linear_is_the_same_with_and_without_gradients():
-    x, weight = torch.randn(2, 5, 4, 6), torch.randn(4, 3, 6)
-    with torch.no_grad():
-        found = grouped_linear(x, weight)
-        assert found.is_contiguous()
-        torch.testing.assert_close(found, grouped_linear(x.transpose(0, 1), weight).transpose(0, 1))
-    torch.testing.assert_close(found, grouped_linear(x, weight.requires_grad_()).detach())
-    wanted = torch.stack([x[:, :, k].double() @ weight[k].detach().double().T for k in range(4)], dim=2)
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)

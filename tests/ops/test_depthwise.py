@@ -147,9 +147,9 @@ def test_gradients():
 @NATIVE
 def test_registered_operator_and_compiled_graph():
     (x, weight, bias), left = arguments(CASES[2])
-    torch.library.opcheck(torch.ops.visionssm.depthwise_conv, (x, weight, bias, left, "silu"))
+    torch.library.opcheck(torch.ops.visionssm.depthwise_conv, (x, weight, bias, left, [False, True], "silu"))
     out = torch.empty(2, 1, 70, 2, 33)
-    torch.library.opcheck(torch.ops.visionssm.depthwise_conv_into, (x, weight, bias, left, "silu", out))
+    torch.library.opcheck(torch.ops.visionssm.depthwise_conv_into, (x, weight, bias, left, [False, True], "silu", out))
     compiled = torch.compile(depthwise_conv, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         found = compiled(x, weight, bias, left=left, activation="silu")
@@ -194,6 +194,33 @@ def test_sizes_that_do_not_fit_are_refused(backend, change, message):
     depthwise_conv(**fitting)
     with pytest.raises(ValueError, match=message):
         depthwise_conv(**fitting | change)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@torch.no_grad()
+def test_flipped_taps_are_those_of_the_mirrored_map(backend, dtype):
+    x, taps, bias = torch.randn(2, 3, 11, 20), torch.randn(2, 20, 3, 4), torch.randn(2, 20)
+    x, taps, bias = x.to(dtype), taps.to(dtype), bias.to(dtype)
+    with default_backend(backend):
+        y = depthwise_conv(x, taps, bias, left=(3, 1), flip=(False, True))
+        mirrored = depthwise_conv(x.flip(2), taps, bias, left=(3, 2))
+        by_hand = depthwise_conv(x, torch.stack((taps[0], taps[1].flip(-1))), bias, left=(3, 1))
+    assert torch.equal(y, by_hand)
+    torch.testing.assert_close(y[..., 0, :], depthwise_conv(x, taps, bias, left=(3, 2))[..., 0, :])
+    torch.testing.assert_close(y[..., 1, :], mirrored.flip(2)[..., 1, :])
+
+
+@NATIVE
+@torch.no_grad()
+def test_taps_of_any_layout_and_precision_are_read_where_they_lie():
+    x, taps = torch.randn(1, 5, 7, 18), torch.randn(18, 1, 3, 3)
+    wanted = depthwise_conv(x, taps.transpose(0, 1).contiguous())
+    assert torch.equal(depthwise_conv(x, taps.transpose(0, 1)), wanted)
+    assert torch.equal(depthwise_conv(x, taps.transpose(2, 3).contiguous().transpose(2, 3).transpose(0, 1)), wanted)
+    assert torch.equal(depthwise_conv(x, taps.transpose(0, 1).double()), wanted)
+    with pytest.raises(ValueError, match="flip: got 2 numbers"):
+        depthwise_conv(x, taps.transpose(0, 1), flip=(False, True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -141,3 +141,26 @@ def test_time_invariant_scan_is_a_convolution(backend):
     signal = tensors["x"][0, :, 0]
     expected = torch.stack([(kernel[: t + 1].flip(0) * signal[: t + 1]).sum() for t in range(L)])
     assert close(y[0, :, 0], expected, 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"discretization": "zoh"}], ids=["euler", "zoh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_log_A_is_A(backend, dtype, options):
+    """With and without gradients, which are those of -exp(log_A), for whole vectors of channels and parts of one."""
+    case = make_case(grid=(3, 4), N=3, E=21)
+    tensors = cast(case.tensors, dtype)
+    log_A = tensors["A"].abs().log()
+    with torch.no_grad():
+        wanted, found = (
+            call(tensors | {"A": A}, case.path, backend, log_A=given, **options)
+            for A, given in ((-log_A.exp(), False), (log_A, True))
+        )
+    assert all(close(a, b, 2e-6) for a, b in zip(found, wanted, strict=True))
+    log_A.requires_grad_()
+    y, _ = call(tensors | {"A": log_A}, case.path, backend, log_A=True, **options)
+    assert close(y.detach(), wanted[0], 2e-6)
+    (by_log,) = torch.autograd.grad(y.square().sum(), log_A)
+    A = (-log_A.detach().exp()).requires_grad_()
+    y, _ = call(tensors | {"A": A}, case.path, backend, **options)
+    (by_A,) = torch.autograd.grad(y.square().sum(), A)
+    assert close(by_log, by_A * A.detach())

@@ -1,21 +1,26 @@
 """The chosen matrix product is a matrix product: values, gradients, in compiled graphs; and it is chosen by measurement."""
 
 import json
+import time
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from visionssm.ops import linear, matrix_product
-from visionssm.ops.matrix_product import CHOICES, _remembered, uses_onednn
+from visionssm.ops import linear, matrix_product, native, native_product
+from visionssm.ops.matrix_product import uses_onednn
+from visionssm.ops.product_choice import CHOICES, fastest
 
 
-@pytest.fixture(params=["torch", "onednn"])
+@pytest.fixture(params=["torch", "onednn", "native"])
 def choice(request, monkeypatch):
     if request.param == "onednn" and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch was built without oneDNN")
+    if request.param == "native" and native.unavailable() is not None:
+        pytest.skip("the native back-end was not built")
     monkeypatch.setenv("VISIONSSM_LINEAR", request.param)
     monkeypatch.setattr(matrix_product, "_decisions", {})
+    monkeypatch.setattr(native_product, "_decisions", {})
     return request.param
 
 
@@ -85,15 +90,45 @@ def test_other_precisions_and_autocast_are_torchs_own(choice):
         assert torch.equal(linear(x, weight, b), F.linear(x, weight, b))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_measured_once_and_remembered(dtype, tmp_path, monkeypatch):
+def test_measured_once_and_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = _remembered(dtype)
+    calls = []
+
+    def way(name, seconds):
+        def run():
+            calls.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    ways = {"usual": way("usual", 0.01), "better": way("better", 0), "worse": way("worse", 0.02)}
+    assert fastest(ways, "sleeping") == "better"
     (file,) = (tmp_path / "visionssm").iterdir()
-    assert json.loads(file.read_text()) == {"onednn_gain": first}
-    assert _remembered(dtype) == first > 0
+    gains = json.loads(file.read_text())
+    assert gains["usual"] == 1 and gains["worse"] < 1 < gains["better"]
+    calls.clear()
+    assert fastest(ways, "sleeping") == "better" and calls == []
+    assert fastest({"usual": ways["usual"], "worse": ways["worse"]}, "sleeping") == "usual"
     file.write_text("{ cut off")
-    assert _remembered(dtype) > 0
+    assert fastest(ways, "sleeping") == "better"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_answer_is_kept_for_every_dtype(dtype, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("VISIONSSM_LINEAR", "auto")
+    monkeypatch.setattr(matrix_product, "_decisions", {})
+    chosen = uses_onednn(dtype)
+    assert matrix_product._decisions == {dtype: chosen}
+    assert not uses_onednn(torch.float64)
+
+
+@torch.no_grad()
+def test_many_rows_and_crowded_ones(choice):
+    for rows, inner in ((2048, 24), (2049, 24), (5, 512), (5, 1024)):
+        x, weight, bias = torch.randn(rows, inner), torch.randn(7, inner), torch.randn(7)
+        wanted = x.double() @ weight.double().T + bias.double()
+        torch.testing.assert_close(linear(x, weight, bias).double(), wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_bias_alone_has_its_gradient_through_gelu(choice):

@@ -1,10 +1,14 @@
-"""The native LayerNorm is torch's: values in every precision and on every instruction set, views, compiled graphs."""
+"""The native norms are torch's: values in every precision and on every instruction set, views, compiled graphs."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from visionssm.ops import default_backend, layer_norm, native
+from visionssm.ops import add_rms_norm, default_backend, layer_norm, native, rms_norm
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="the native back-end was not built")
 SHAPES = [(9, 96), (4, 16), (1, 1), (5, 3), (2, 3, 37), (3, 768), (0, 8)]
@@ -95,3 +99,104 @@ def test_parameters_of_another_width_are_refused():
     for parameters in ((torch.ones(4), None), (None, torch.ones(4)), (torch.ones(16), torch.ones(16))):
         with pytest.raises(RuntimeError, match="same shape as normalized_shape"):
             layer_norm(x, *parameters)
+
+
+def rms(x, residual, weight):
+    total = x.double() if residual is None else x.double() + residual.double()
+    return F.rms_norm(total, x.shape[-1:], weight.double(), 1e-5), total
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (700, 192)], ids=str)
+@pytest.mark.parametrize("name", ["avx512", "avx2", "baseline"])
+@torch.no_grad()
+def test_rms_norm_on_every_instruction_set(name, shape):
+    try:
+        native.use_instruction_set(name)
+    except ValueError:
+        pytest.skip(f"this processor does not have {name}")
+    try:
+        x, weight, _ = arguments(shape)
+        for residual in (torch.randn(shape), None):
+            y, total = add_rms_norm(x, residual, weight)
+            wanted, _ = rms(x, residual, weight)
+            assert torch.equal(total, x if residual is None else x + residual)
+            torch.testing.assert_close(y, wanted.float(), rtol=1e-5, atol=1e-6)
+        assert torch.equal(rms_norm(x, weight), y)
+    finally:
+        native.use_instruction_set()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_rms_norm_of_half_precision_is_rounded_once_and_keeps_the_sum(dtype):
+    x, weight, _ = arguments((6, 50), dtype)
+    residual = torch.randn(6, 50)
+    y, total = add_rms_norm(x, residual, weight)
+    assert (y.dtype, total.dtype) == (dtype, torch.float32)
+    assert torch.equal(total, residual + x)
+    wanted, _ = rms(x, residual, weight)
+    assert bool(((y.double() - wanted).abs() <= 0.51 * torch.finfo(dtype).eps * (wanted.abs() + 0.01)).all())
+    assert rms_norm(x, weight).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_rms_norm_leaves_its_inputs_alone_and_does_not_depend_on_threads():
+    x, weight, _ = arguments((801, 192))
+    residual = torch.randn(801, 192)
+    copies = x.clone(), residual.clone()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(add_rms_norm(x, residual, weight))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(x, copies[0]) and torch.equal(residual, copies[1])
+    for y, total in found[1:]:
+        assert torch.equal(y, found[0][0]) and torch.equal(total, found[0][1])
+
+
+@pytest.mark.parametrize("policy", ["passive", "active"])
+def test_few_numbers_wake_no_thread(policy):
+    code = "import torch; torch.set_num_threads(3); from visionssm.ops.native import useful_threads as u; "
+    code += "print(u(1), u(50_000), u(10**7))"
+    environment = os.environ | {"OMP_WAIT_POLICY": policy}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1" if policy == "passive" else "3", "3"]
+
+
+@torch.no_grad()
+def test_rms_norm_of_views_and_other_backends():
+    x, weight, _ = arguments((4, 6, 8))
+    residual = torch.randn(6, 4, 8)
+    y, total = add_rms_norm(x.transpose(0, 1), residual, weight)
+    with default_backend("torch"):
+        other, sums = add_rms_norm(x.transpose(0, 1), residual, weight)
+        torch.testing.assert_close(y, other)
+        torch.testing.assert_close(rms_norm(x, weight), F.rms_norm(x, (8,), weight, 1e-5))
+    assert torch.equal(total, sums)
+    wider, sums = add_rms_norm(x.bfloat16(), residual.transpose(0, 1).double(), weight)
+    assert (wider.dtype, sums.dtype) == (torch.bfloat16, torch.float64)
+    broadcast, _ = add_rms_norm(x, residual[:1].transpose(0, 1)[:, :1, :], weight)
+    assert broadcast.shape == x.shape
+
+
+def test_rms_norm_gradients_are_torchs():
+    x, weight, _ = (value.requires_grad_() for value in arguments((3, 8)))
+    residual = torch.randn(3, 8)
+    y, total = add_rms_norm(x, residual, weight)
+    assert torch.equal(y, F.rms_norm(x + residual, (8,), weight, 1e-5))
+    torch.autograd.gradcheck(add_rms_norm, [v.detach().double().requires_grad_() for v in (x, residual, weight)])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y, total = add_rms_norm(x.bfloat16(), residual, weight)
+        assert (y.dtype, total.dtype) == (torch.bfloat16, torch.float32)
+
+
+@torch.no_grad()
+def test_rms_norm_as_registered_operator_and_in_graphs():
+    x, weight, _ = arguments((2, 3, 16))
+    for residual in (torch.randn(2, 3, 16), None):
+        torch.library.opcheck(torch.ops.visionssm.add_rms_norm, (x, residual, weight, 1e-5))
+        compiled = torch.compile(add_rms_norm, fullgraph=True, backend="aot_eager")
+        for found, wanted in zip(compiled(x, residual, weight), add_rms_norm(x, residual, weight), strict=True):
+            torch.testing.assert_close(found, wanted)

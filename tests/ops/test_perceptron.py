@@ -5,15 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from visionssm.ops import default_backend, matrix_product, mlp, native, perceptron
+from visionssm.ops import default_backend, matrix_product, mlp, native, native_product, perceptron
 
 
-@pytest.fixture(params=["torch", "onednn"])
+@pytest.fixture(params=["torch", "onednn", "native"])
 def choice(request, monkeypatch):
     if request.param == "onednn" and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch was built without oneDNN")
+    if request.param == "native" and native.unavailable() is not None:
+        pytest.skip("the native back-end was not built")
     monkeypatch.setenv("VISIONSSM_LINEAR", request.param)
     monkeypatch.setattr(matrix_product, "_decisions", {})
+    monkeypatch.setattr(native_product, "_decisions", {})
     return request.param
 
 

@@ -26,6 +26,7 @@ struct Arguments {
   int64_t softplus, zoh, merge, complete, x_per_path;
   int64_t threads;
   int64_t checkpoint_steps;
+  int64_t log_A;  // A holds log(-A); forward only
 
   const int32_t* path;  // (K, T), rows path_stride apart
   int64_t path_stride;

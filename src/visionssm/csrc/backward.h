@@ -382,7 +382,7 @@ static Status backward(const Arguments& a) {
   const int64_t groups = larger(1, smaller(divide_up(a.E, kNarrowestGroup), divide_up(kEnoughTasks, slices)));
   const bool per_path = a.x_per_path || a.K == 1;
   const double work = double(a.batch) * a.K * a.T * a.E * (a.N + 2);
-  const int64_t threads = larger(1, smaller(a.threads, int64_t(work / 10000)));
+  const int64_t threads = useful_threads(a.threads, work / 10000);
   const bool apart = a.K > 1 && (per_path || divide_up(slices * groups, threads) * a.K >
                                                  1.1 * divide_up(slices * groups * a.K, threads));
   const bool own_maps = apart && !a.x_per_path, shared_rows = groups > 1 && threads > 1;

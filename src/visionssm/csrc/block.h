@@ -8,6 +8,10 @@ INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// All threads where at least two have enough work, otherwise one. Never some: GCC's OpenMP ends the threads that a smaller
+// team leaves out, and starts them again for the next one.
+INLINE int64_t useful_threads(int64_t threads, double shares_of_work) { return shares_of_work < 2 ? 1 : threads; }
+
 INLINE int64_t bytes_of(int64_t dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
 
 // Channels [first, first + width), in vectors [first_vector, first_vector + vectors) of the map's channels.
@@ -86,6 +90,7 @@ static void pack_parameters(const Arguments& a, const Parameters<T>& packed, int
   store(D, a.D ? load_part((const T*)a.D + at, channels) : Vector<T>{});
   store(bias, a.dt_bias ? load_part((const T*)a.dt_bias + at, channels) : Vector<T>{});
   transpose_in((const T*)a.A + at * a.N, a.N, channels, A);
+  for (int64_t n = 0; n < (a.log_A ? a.N : 0); n++) store(A + n * W, -exponential(load(A + n * W)));
   for (int64_t i = 0; i < a.N * W; i++) A[i] = (a.zoh ? away_from_zero(A[i]) : A[i]) * kExponentScale<T>;
   if (a.R == 0) return;
   if (a.dt_weight_dtype == Simd<T>::dtype) {

@@ -17,7 +17,10 @@ struct DepthwiseArguments {
   const int64_t* left;  // (K): columns of taps to the left of the position
   const void* x;        // (batch, H, W, E), the last dimension contiguous, strides in elements
   int64_t dtype, batch_stride, row_stride, column_stride;
-  const float* weight;  // (K, high * wide, E)
+  const void* taps;     // (K, E, high, wide), in any order in memory
+  int64_t taps_dtype, taps_strides[4];
+  const int64_t* flip;  // (K): whether the columns of taps are in reverse
+  float* weight;        // room for the taps as (K, high * wide, E)
   const float* bias;    // (K, E) or null
   void* y;              // (batch, H, W, K, E), contiguous, of x's dtype
 };

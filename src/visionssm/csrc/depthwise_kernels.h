@@ -11,8 +11,6 @@ constexpr int64_t kRun = 64;
 // Neighbours of a row that are computed together.
 constexpr int kNeighbours = 4;
 
-INLINE floats silu(floats z) { return z / (power_of_two(z, broadcast(-kExponentScale<float>)) + 1.0f); }
-
 template <class Format>
 INLINE floats activate(Format format, floats v, Activation activation) {
   switch (activation) {
@@ -124,7 +122,22 @@ static void convolve(const DepthwiseArguments& a) {
   }
 }
 
+// Puts the taps in the order in which they are read.
+template <class Format>
+static void pack_taps(const DepthwiseArguments& a, Format format) {
+  const int64_t* strides = a.taps_strides;
+  float* target = a.weight;
+  for (int64_t k = 0; k < a.K; k++)
+    for (int64_t i = 0; i < a.high; i++)
+      for (int64_t j = 0; j < a.wide; j++) {
+        const int64_t column = a.flip[k] ? a.wide - 1 - j : j;
+        const char* source = (const char*)a.taps + (k * strides[0] + i * strides[2] + column * strides[3]) * Format::bytes;
+        for (int64_t e = 0; e < a.E; e++) *target++ = format.read(source + e * strides[1] * Format::bytes, 1)[0];
+      }
+}
+
 void depthwise(const DepthwiseArguments& a) {
+  with_format<float>(a.taps_dtype, [&](auto format) { pack_taps(a, format); });
   if (a.high == 3 && a.wide == 3) return convolve<3, 3>(a);
   if (a.high == 1 && a.wide == 4) return convolve<1, 4>(a);
   if (a.high == 1 && a.wide == 3) return convolve<1, 3>(a);

@@ -3,8 +3,10 @@
 
 #include "arguments.h"
 #include "depthwise_arguments.h"
+#include "gate_arguments.h"
 #include "gelu_arguments.h"
 #include "norm_arguments.h"
+#include "product_arguments.h"
 
 namespace visionssm {
 
@@ -16,6 +18,9 @@ namespace visionssm {
   void bias_gelu(const GeluArguments&);             \
   void gelu_backward(const GeluBackwardArguments&); \
   void layer_norm(const NormArguments&);            \
+  void rms_norm(const RmsNormArguments&);           \
+  void gate_silu(const GateArguments&);             \
+  void product(const ProductArguments&);            \
   }
 DECLARE(avx512)
 DECLARE(avx2)
@@ -31,7 +36,16 @@ struct InstructionSet {
   void (*bias_gelu)(const GeluArguments&);
   void (*gelu_backward)(const GeluBackwardArguments&);
   void (*layer_norm)(const NormArguments&);
+  void (*rms_norm)(const RmsNormArguments&);
+  void (*gate_silu)(const GateArguments&);
+  void (*product)(const ProductArguments&);
 };
+
+#define INSTRUCTION_SET(set)                                                                                          \
+  {                                                                                                                   \
+    #set, set::path_scan, set::path_scan_backward, set::depthwise, set::bias_gelu, set::gelu_backward, set::layer_norm, \
+        set::rms_norm, set::gate_silu, set::product                                                                   \
+  }
 
 // The best that this processor has, or the one that is asked for by name; null where it does not have that.
 const InstructionSet* choose(const char* wanted) {
@@ -40,22 +54,18 @@ const InstructionSet* choose(const char* wanted) {
   __builtin_cpu_init();
 #endif
 #if defined(VISIONSSM_HAVE_AVX512)
-  static const InstructionSet avx512_set = {"avx512", avx512::path_scan, avx512::path_scan_backward, avx512::depthwise,
-                                            avx512::bias_gelu, avx512::gelu_backward, avx512::layer_norm};
+  static const InstructionSet avx512_set = INSTRUCTION_SET(avx512);
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (has_avx512 && takes("avx512")) return &avx512_set;
 #endif
 #if defined(VISIONSSM_HAVE_AVX2)
-  static const InstructionSet avx2_set = {"avx2", avx2::path_scan, avx2::path_scan_backward, avx2::depthwise,
-                                            avx2::bias_gelu, avx2::gelu_backward, avx2::layer_norm};
+  static const InstructionSet avx2_set = INSTRUCTION_SET(avx2);
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (has_avx2 && takes("avx2")) return &avx2_set;
 #endif
-  static const InstructionSet baseline_set = {"baseline", baseline::path_scan, baseline::path_scan_backward,
-                                              baseline::depthwise, baseline::bias_gelu,
-                                              baseline::gelu_backward, baseline::layer_norm};
+  static const InstructionSet baseline_set = INSTRUCTION_SET(baseline);
   return takes("baseline") ? &baseline_set : nullptr;
 }
 
@@ -112,5 +122,11 @@ EXPORT void visionssm_bias_gelu(const GeluArguments* a) { current->bias_gelu(*a)
 EXPORT void visionssm_gelu_backward(const GeluBackwardArguments* a) { current->gelu_backward(*a); }
 
 EXPORT void visionssm_layer_norm(const NormArguments* a) { current->layer_norm(*a); }
+
+EXPORT void visionssm_rms_norm(const RmsNormArguments* a) { current->rms_norm(*a); }
+
+EXPORT void visionssm_gate_silu(const GateArguments* a) { current->gate_silu(*a); }
+
+EXPORT void visionssm_product(const ProductArguments* a) { current->product(*a); }
 
 }  // namespace visionssm

@@ -213,7 +213,7 @@ static Plan forward_plan(const Arguments& a) {
   if (a.K > 1 && !a.x_per_path)
     widest = larger(kNarrowestBlock, smaller(widest, kSecondLevelCache / (2 * a.L * int64_t(sizeof(T)))));
   const double states_of_work = double(a.batch) * a.K * a.T * a.E * (a.N + 2);
-  Plan best = {1, larger(1, smaller(a.threads, int64_t(states_of_work / 20000))), false};
+  Plan best = {1, useful_threads(a.threads, states_of_work / 20000), false};
   double least = 1e300;
   for (int64_t blocks = divide_up(vectors, larger(1, widest / kLanes<T>)); blocks <= vectors; blocks++) {
     const double width = divide_up(vectors, blocks) + 0.5;
@@ -248,20 +248,32 @@ static Status forward(const Arguments& a) {
   {
     Arena arena(memory.data + thread_number() * per_thread);
     const ForwardScratch<T> scratch(arena, a, padded, keeps_map);
+    const auto pack = [&](int64_t k, int64_t begin, int64_t end) {
+      for (int64_t v = begin; v < end; v++) pack_parameters(a, parameters, k, v, scratch.dt);
+    };
+    // With one image every task packs what it needs; several share it, and have to wait for each other.
+    const bool alone = a.batch == 1;
+    if (!alone) {
 #pragma omp for collapse(2) schedule(static)
-    for (int64_t k = 0; k < a.K; k++)
-      for (int64_t v = 0; v < parameters.vectors; v++) pack_parameters(a, parameters, k, v, scratch.dt);
+      for (int64_t k = 0; k < a.K; k++)
+        for (int64_t v = 0; v < parameters.vectors; v++) pack(k, v, v + 1);
+    }
     if (!plan.apart) {
 #pragma omp for collapse(2) schedule(dynamic) nowait
       for (int64_t b = 0; b < a.batch; b++)
-        for (int64_t i = 0; i < plan.blocks; i++)
-          forward_block(a, parameters, b, Block<T>::of(i, plan.blocks, a.E), scratch);
+        for (int64_t i = 0; i < plan.blocks; i++) {
+          const Block<T> block = Block<T>::of(i, plan.blocks, a.E);
+          for (int64_t k = 0; k < (alone ? a.K : 0); k++)
+            pack(k, block.first_vector, block.first_vector + block.vectors);
+          forward_block(a, parameters, b, block, scratch);
+        }
     } else {
 #pragma omp for collapse(3) schedule(dynamic)
       for (int64_t b = 0; b < a.batch; b++)
         for (int64_t i = 0; i < plan.blocks; i++)
           for (int64_t k = 0; k < a.K; k++) {
             const Block<T> block = Block<T>::of(i, plan.blocks, a.E);
+            if (alone) pack(k, block.first_vector, block.first_vector + block.vectors);
             if (!a.merge) {
               forward_path(a, parameters, b, k, block, {}, false, &a.y, scratch);
               continue;

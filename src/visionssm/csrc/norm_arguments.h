@@ -1,4 +1,4 @@
-// What Python hands over for a LayerNorm. Every field is 64 bits wide; ops/norm.py repeats their order.
+// What Python hands over for norms. Every field is 64 bits wide; ops/norm.py repeats their order.
 #pragma once
 #include <cstdint>
 
@@ -11,6 +11,17 @@ struct NormArguments {
   const void* bias;    // (columns) or null
   const double* eps;
   void* y;  // (rows, columns)
+};
+
+// total = residual + x, y = RMSNorm(total).
+struct RmsNormArguments {
+  int64_t rows, columns, threads, dtype;
+  const void* x;          // (rows, columns), like all below contiguous; of one dtype with the weight and y
+  const float* residual;  // (rows, columns) or null
+  const void* weight;     // (columns)
+  const double* eps;
+  float* total;  // (rows, columns)
+  void* y;       // (rows, columns)
 };
 
 }  // namespace visionssm

@@ -1,4 +1,4 @@
-// LayerNorm, with statistics in float32.
+// LayerNorm and RMSNorm, with statistics in float32.
 #pragma once
 #include "norm_arguments.h"
 #include "vector_math.h"
@@ -48,16 +48,62 @@ static void norm_rows(const NormArguments& a, Format format, int64_t row) {
   });
 }
 
-void layer_norm(const NormArguments& a) {
-  const int64_t groups = (a.rows + kNormRows - 1) / kNormRows;
-#pragma omp parallel for num_threads(a.threads) schedule(static)
+template <int kRows, class Format>
+static void rms_norm_rows(const RmsNormArguments& a, Format format, int64_t row) {
+  constexpr int64_t bytes = Format::bytes;
+  const int64_t columns = a.columns, first = row * columns;
+  const char* x = (const char*)a.x + first * bytes;
+  const float* residual = a.residual ? a.residual + first : nullptr;
+  const char* weight = (const char*)a.weight;
+  float* total = a.total + first;
+  char* y = (char*)a.y + first * bytes;
+
+  floats squares[kRows] = {}, scales[kRows];
+  each_vector(columns, [&](int64_t c, int64_t count) {
+    for (int r = 0; r < kRows; r++) {
+      const int64_t at = r * columns + c;
+      floats v = format.read(x + at * bytes, count);
+      if (residual) v = load_part(residual + at, count) + v;
+      store_part(total + at, v, count);
+      squares[r] = fma(v, v, squares[r]);
+    }
+  });
+  for (int r = 0; r < kRows; r++)
+    scales[r] = broadcast(1.0f / sqrtf(sum(squares[r]) / float(columns) + float(*a.eps)));
+  each_vector(columns, [&](int64_t c, int64_t count) {
+    const floats w = format.read(weight + c * bytes, count);
+    for (int r = 0; r < kRows; r++) {
+      const int64_t at = r * columns + c;
+      format.write(y + at * bytes, load_part(total + at, count) * scales[r] * w, count);
+    }
+  });
+}
+
+// Calls run(first, rows) with rows an integral constant: groups of rows, and what is left one by one.
+template <class Run>
+static void each_group(int64_t rows, int64_t threads, const Run& run) {
+  const int64_t groups = (rows + kNormRows - 1) / kNormRows;
+#pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t group = 0; group < groups; group++) {
     const int64_t first = group * kNormRows;
-    with_format<float>(a.dtype, [&](auto format) {
-      if (first + kNormRows <= a.rows) return norm_rows<kNormRows>(a, format, first);
-      for (int64_t row = first; row < a.rows; row++) norm_rows<1>(a, format, row);
-    });
+    if (first + kNormRows <= rows) {
+      run(first, std::integral_constant<int, kNormRows>());
+      continue;
+    }
+    for (int64_t row = first; row < rows; row++) run(row, std::integral_constant<int, 1>());
   }
+}
+
+void layer_norm(const NormArguments& a) {
+  each_group(a.rows, a.threads, [&](int64_t row, auto count) {
+    with_format<float>(a.dtype, [&](auto format) { norm_rows<decltype(count)::value>(a, format, row); });
+  });
+}
+
+void rms_norm(const RmsNormArguments& a) {
+  each_group(a.rows, a.threads, [&](int64_t row, auto count) {
+    with_format<float>(a.dtype, [&](auto format) { rms_norm_rows<decltype(count)::value>(a, format, row); });
+  });
 }
 
 }  // namespace visionssm::VISIONSSM_TARGET

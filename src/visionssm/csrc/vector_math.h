@@ -72,6 +72,8 @@ struct Decay {
 // exp(delta A), from delta and A * kExponentScale.
 INLINE floats decay(floats delta, floats scaled_A) { return power_of_two(delta, scaled_A); }
 
+INLINE floats exponential(floats v) { return power_of_two(v, broadcast(kExponentScale<float>)); }
+
 INLINE Decay<floats> decay_and_excess(floats delta, floats scaled_A) {
   const Power power = split_power_of_two(delta, scaled_A);
   return {fma(power.scale, power.excess, power.scale), fma(power.scale, power.excess, power.scale - 1.0f)};
@@ -93,6 +95,9 @@ INLINE floats softplus(floats z) {
   p = fma(p, e, broadcast(0.9999999403953552f));
   return fma(p, e, max(floats{}, z));
 }
+
+// z / (1 + exp(-z)).
+INLINE floats silu(floats z) { return z / (power_of_two(z, broadcast(-kExponentScale<float>)) + 1.0f); }
 
 // log2 of the normal distribution's Phi(-a), for a from 0 on; from 5.5 on, where Phi is below 2^-25, only roughly. Even and
 // odd powers apart, which halves the chain of operations that wait for each other.
@@ -159,6 +164,8 @@ INLINE doubles each(doubles v) {
   for (int i = 0; i < kLanes<double>; i++) v[i] = function(v[i]);
   return v;
 }
+
+INLINE doubles exponential(doubles v) { return each<::exp>(v); }
 
 INLINE doubles decay(doubles delta, doubles A) { return each<::exp>(delta * A); }
 

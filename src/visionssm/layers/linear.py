@@ -1,5 +1,6 @@
 """A linear layer whose matrix product is the faster one of this machine."""
 
+import math
 from collections.abc import Callable
 from typing import TypeGuard
 
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..ops import linear
+
+_SMALL = 2**23  # bytes of a result that one product makes faster than two
 
 
 class Linear(nn.Linear):
@@ -55,8 +58,8 @@ def use_fast_linear(model: nn.Module) -> nn.Module:
 def in_halves(module: nn.Module, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
     """The two halves of module(x) along the last axis, the second as a function to be called once.
 
-    Without gradients the second half of a plain linear layer is not computed before it is asked for, so that the two need not
-    exist at the same time, and the caller may overwrite it.
+    Without gradients the second half of a large product is not computed before it is asked for, so that the two need not exist
+    at the same time, and the caller may overwrite it.
 
     Example:
         >>> layer, x = nn.Linear(3, 8), torch.randn(2, 3)
@@ -68,6 +71,9 @@ def in_halves(module: nn.Module, x: Tensor) -> tuple[Tensor, Callable[[], Tensor
         first, second = module(x).chunk(2, dim=-1)
         return first, lambda: second if torch.is_grad_enabled() else second.clone()
     assert isinstance(module, nn.Linear)
+    if not torch.compiler.is_compiling() and math.prod(x.shape[:-1]) * module.out_features * x.itemsize <= _SMALL:
+        first, second = linear(x, module.weight, module.bias).chunk(2, dim=-1)
+        return first, lambda: second
     (weight, other), (bias, other_bias) = (
         (None, None) if parameter is None else parameter.chunk(2) for parameter in (module.weight, module.bias)
     )

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import layer_norm
+from ..ops import add_rms_norm, layer_norm, rms_norm
 from .linear import has_hooks
 
 
@@ -81,12 +81,19 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        exact = x if x.dtype == torch.float64 else x.float()
-        weight = self.weight.to(exact.dtype)
-        if torch.is_grad_enabled():
-            return F.rms_norm(exact, weight.shape, weight, self.eps)
-        # The same with one full-size temporary instead of four.
-        scale = (
-            torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_().div_(len(weight)).add_(self.eps).rsqrt_()
-        )
-        return (exact * scale).mul_(weight)
+        return rms_norm(x, self.weight, self.eps)
+
+
+def add_norm(norm: nn.Module, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """norm(total) in x's dtype, and total = residual + x, in float32 or wider: in one pass for a plain :class:`RMSNorm`.
+
+    Example:
+        >>> norm, x, residual = RMSNorm(8), torch.randn(2, 8), torch.randn(2, 8)
+        >>> y, total = add_norm(norm, x, residual)
+        >>> torch.equal(total, x + residual), torch.allclose(y, norm(total))
+        (True, True)
+    """
+    if type(norm) is RMSNorm and not has_hooks(norm):
+        return add_rms_norm(x, residual, norm.weight, norm.eps)
+    total = x.to(torch.promote_types(x.dtype, torch.float32)) if residual is None else residual + x
+    return norm(total).to(x.dtype), total

@@ -5,8 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..ops import linear, path_scan
-from .grouped import grouped_linear
+from ..ops import grouped_linear, linear, path_scan
 
 _ALL = slice(None)
 DT_INITS = ("mamba", "normal", "uniform", "linear")
@@ -108,19 +107,24 @@ class SelectiveScan(nn.Module):
 
     def forward(self, x: Tensor, path: Tensor, merge: bool = True, which: slice = _ALL) -> Tensor:
         dt, B, C = self.project(x, which)
+        A_or_log = self.A_log if self.constant_A is None else self.constant_A
+        A, D, dt_bias, dt_weight = (
+            value if which is _ALL else value[which] for value in (A_or_log, self.D, self.dt_bias, self.dt_weight)
+        )
         y = path_scan(
             x.to(dt.dtype),
             dt,
-            self.A()[which],
+            A,
             B,
             C,
-            self.D[which],
-            self.dt_bias[which] if self.dt_bias_scale == 1 else self.dt_bias[which] * self.dt_bias_scale,
+            D,
+            dt_bias if self.dt_bias_scale == 1 else dt_bias * self.dt_bias_scale,
             path,
-            dt_weight=self.dt_weight[which],
+            dt_weight=dt_weight,
+            log_A=self.constant_A is None,
             merge=merge,
             # Under autocast the merged sum stays in the parameters' float32; a model cast to half precision stays in its own.
-            out_dtype=torch.promote_types(dt.dtype, self.D.dtype),
+            out_dtype=torch.promote_types(dt.dtype, D.dtype),
         )
         assert isinstance(y, Tensor)
         return y

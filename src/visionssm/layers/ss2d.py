@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import gate_silu
 from .depthwise import conv_silu
 from .linear import has_hooks, in_halves
 from .multihead import MultiheadScan
@@ -95,8 +95,20 @@ class SS2D(nn.Module):
         if self.out_activation is not None:
             y = self.out_activation(y)
         if z is not None and self.gate is not None:
-            y = scale_by(_activate(self.gate, z()), y)
+            y = self._gated(y, z())
         return self.out_proj(y.to(dtype))
+
+    def _gated(self, y: Tensor, z: Tensor) -> Tensor:
+        """y * gate(z); in the place of y where the gate is a plain SiLU and nobody but this block has seen y."""
+        assert self.gate is not None
+        if (
+            type(self.gate) is nn.SiLU
+            and not has_hooks(self.gate)
+            and not has_hooks(self.out_norm)
+            and self.out_activation is None
+        ):
+            return gate_silu(y, z)
+        return scale_by(self.gate(z), y)
 
     def scan_map(self, x: Tensor) -> Tensor:
         """The merged scan of a (batch, H, W, E) map, same shape, float32 or wider."""
@@ -105,13 +117,6 @@ class SS2D(nn.Module):
         if self.combine is not None:
             y = self.combine(y)
         return y.unflatten(1, (H, W))
-
-
-def _activate(gate: nn.Module, z: Tensor) -> Tensor:
-    """gate(z); without gradients a plain SiLU in the place of z."""
-    if type(gate) is not nn.SiLU or has_hooks(gate):
-        return gate(z)
-    return F.silu(z, inplace=not torch.is_grad_enabled())
 
 
 class SoftmaxNorm(nn.Module):

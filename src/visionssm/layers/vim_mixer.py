@@ -3,11 +3,10 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._messages import choose
-from ..ops import depthwise_conv, path_scan, paths
+from ..ops import depthwise_conv, gate_silu, path_scan, paths
 from .linear import has_hooks, in_halves
 from .selective import SelectiveScan
 from .tokens import Grid
@@ -43,10 +42,15 @@ class CausalConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         directions, taps = self.weight.shape[0], self.weight.shape[-1]
-        weight = torch.stack((self.weight[0], self.weight[1].flip(-1))) if directions == 2 else self.weight
         left = (taps - 1, 0)[:directions]
         out = depthwise_conv(
-            x.unsqueeze(1), weight, self.bias, left=left, activation="silu", transient=not has_hooks(self)
+            x.unsqueeze(1),
+            self.weight,
+            self.bias,
+            left=left,
+            flip=(False, True)[:directions],
+            activation="silu",
+            transient=not has_hooks(self),
         )
         return out.squeeze(1)
 
@@ -128,10 +132,7 @@ class VimMixer(nn.Module):
         x = self.conv(x)  # what it was made from is not needed any more, nor is this after the scan
         y = self.walk(x)
         del x
-        y = y * F.silu(z()) if torch.is_grad_enabled() else y.mul_(F.silu(z(), inplace=True))
-        out = self.out_proj(y.to(dtype))
-        # Halving here instead of before out_proj gives the same bits on half as many channels.
-        out = out if self.scale == 1.0 else out * self.scale
+        out = self.out_proj(gate_silu(y, z(), self.scale).to(dtype))
         return out if self.gamma is None else out * self.gamma
 
     def walk(self, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from .._messages import choose
-from ..layers.norm import RMSNorm
+from ..layers.norm import RMSNorm, add_norm
 from ..layers.rotary import Rotary2d, rotate_pairs
 from ..layers.tokens import (
     CLASS_TOKENS,
@@ -86,8 +86,7 @@ class TwoStreamBlock(nn.Module):
 
     def forward(self, hidden: Tensor, residual: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor]:
         """Both streams (batch, L, C); the residual is None before the first block, and float32 or wider after it."""
-        residual = hidden.to(_exact(hidden)) if residual is None else residual + hidden
-        tokens = self.norm(residual).to(hidden.dtype)
+        tokens, residual = add_norm(self.norm, hidden, residual)
         return self.drop_path(self.mixer(tokens, grid)), residual
 
 

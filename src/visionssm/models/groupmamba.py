@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from .._messages import choose
 from ..layers.conv_norm import StemConvolutions
 from ..layers.depthwise import apply_depthwise, conv_silu
-from ..layers.grouped import grouped_linear
 from ..layers.linear import has_hooks, is_plain_conv, is_plain_linear
 from ..layers.mlp import Mlp
 from ..layers.residual import add_to, scale_by
 from ..layers.selective import SelectiveScan
 from ..layers.ss2d import PathBuilder
-from ..ops import conv_mlp, paths
+from ..ops import conv_mlp, gate_silu, grouped_linear, paths
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, init_linear_layers
 from ._keys import Key, KeyTable
@@ -115,8 +114,8 @@ class GroupedScan(nn.Module):
         y = self.scan(x, self.paths(*shape[1:3], device=x.device), merge=False)
         if self.directions > 1:
             y = y.unflatten(2, (self.groups, -1)).sum(3)
-        gate = F.silu(z(), inplace=not torch.is_grad_enabled())
-        return self.out_proj(scale_by(self.out_norm(y).to(gate.dtype), gate)).reshape(shape)
+        gate = z()
+        return self.out_proj(gate_silu(self.out_norm(y).to(gate.dtype), gate)).reshape(shape)
 
     def _in_halves(self, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         """The halves of in_proj(x), as `layers.linear.in_halves` gives those of a linear layer."""

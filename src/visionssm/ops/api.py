@@ -1,5 +1,7 @@
 """The operator as users call it: :func:`path_scan` over an image, :func:`selective_scan` over a sequence."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +29,7 @@ def path_scan(
     *,
     dt_weight: Tensor | None = None,
     softplus: bool = True,
+    log_A: bool = False,
     merge: bool = True,
     discretization: str = "euler",
     initial_state: Tensor | None = None,
@@ -54,6 +57,7 @@ def path_scan(
             user's own order is just such a tensor. It is validated once per tensor, not under torch.compile.
         dt_weight: (K, E, R): delta's projection, done inside the operator, so that no (batch, L, K, E) tensor is made.
         softplus: False takes dt + dt_bias as delta.
+        log_A: the argument A is log(-A), which is what models learn.
         merge: sum the paths' outputs; False keeps them apart.
         discretization: "euler", delta B, which all published weights use, or "zoh", (exp(delta A) - 1) / A B, which
             papers print.
@@ -97,26 +101,43 @@ def path_scan(
     facts = path_facts(path, sizes.L, abstract=abstract)
 
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    x, dt = x.to(dtype), dt.to(dtype)
-    B, C = (value if value.dtype == exact else value.to(dtype) for value in (B, C))
-    A = A.to(exact)
-    D, dt_bias, initial_state = (None if value is None else value.to(exact) for value in (D, dt_bias, initial_state))
-    dt_weight = None if dt_weight is None else dt_weight.to(dtype)
+    x, dt, dt_weight = _cast(x, dtype), _cast(dt, dtype), _cast(dt_weight, dtype)
+    B, C = (value if value.dtype == exact else _cast(value, dtype) for value in (B, C))
+    A, D, dt_bias, initial_state = (_cast(value, exact) for value in (A, D, dt_bias, initial_state))
+    needs_grad = torch.is_grad_enabled() and any(
+        v is not None and v.requires_grad for v in (x, dt, A, B, C, D, dt_bias, dt_weight, initial_state)
+    )
+    # Where A is needed for nothing else, the kernel makes it on the way.
+    inside = chosen == "native" and not (needs_grad or observers or torch.compiler.is_compiling())
+    if log_A and not inside:
+        A = -A.exp()
     tensors = ScanTensors(x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state)
     zoh = discretization == "zoh"
     for observer in observers:
         observer(tensors, softplus, zoh)
 
-    needs_grad = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
     if chosen == "reference" or (chosen == "torch" and not needs_grad and not abstract):
         plain = reference if chosen == "reference" else torch_chunked
         with without_autocast(x.device):
             y, last = plain.scan(tensors, softplus=softplus, zoh=zoh, merge=merge, out_dtype=out_dtype)
     else:
         y, last, _ = torch.ops.visionssm.path_scan(
-            *tensors, softplus, zoh, merge, *facts, chosen, out_dtype, needs_grad
+            *tensors,
+            softplus,
+            zoh,
+            merge,
+            *facts,
+            chosen,
+            out_dtype,
+            needs_grad,
+            *((True,) if log_A and inside else ()),
         )
     return (y, last) if return_last_state else y
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    # The usual case costs a question, not a call into torch that does nothing.
+    return value if value is None or value.dtype == dtype else value.to(dtype)
 
 
 def selective_scan(

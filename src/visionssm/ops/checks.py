@@ -9,6 +9,8 @@ from torch import Tensor
 from .tensors import ScanTensors
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
+_FLOAT_NAMES = "float32, bfloat16, float16 or float64"
 
 
 class Sizes(NamedTuple):
@@ -22,9 +24,7 @@ class Sizes(NamedTuple):
     T: int
 
 
-def check_tensors(
-    tensors: ScanTensors,
-) -> Sizes:
+def check_tensors(tensors: ScanTensors) -> Sizes:
     """Shapes, dtypes and devices of all arguments; returns the sizes they agree on."""
     x, dt, A, B, C, D, dt_bias, dt_weight, path, initial_state = tensors
     if A.dim() != 3:
@@ -36,42 +36,40 @@ def check_tensors(
     K, E, N = A.shape
     T = path.shape[1]
     batch, L = x.shape[:2]
-    sizes = f"with batch={batch}, L={L} from x and K={K}, E={E}, N={N} from A"
+    sizes = Sizes(batch, L, K, E, N, T)
     _need("x", x, (batch, L, E) if x.dim() == 3 else (batch, L, K, E), sizes)
     if dt_weight is None:
-        _need("dt", dt, (batch, L, K, E), sizes + "; give dt_weight (K, E, R) for a low-rank dt")
+        _need("dt", dt, (batch, L, K, E), sizes, "; give dt_weight (K, E, R) for a low-rank dt")
     else:
-        _need("dt_weight", dt_weight, (K, E, dt_weight.shape[-1]), sizes)
-        _need("dt", dt, (batch, L, K, dt_weight.shape[-1]), sizes + f" and R={dt_weight.shape[-1]} from dt_weight")
+        R = dt_weight.shape[-1]
+        _need("dt_weight", dt_weight, (K, E, R), sizes)
+        _need("dt", dt, (batch, L, K, R), sizes, f" and R={R} from dt_weight")
     _need("B", B, (batch, L, K, N), sizes)
     _need("C", C, (batch, L, K, N), sizes)
     _need("path", path, (K, T), sizes)
-    for name, value, shape in (
-        ("D", D, (K, E)),
-        ("dt_bias", dt_bias, (K, E)),
-        ("initial_state", initial_state, (batch, K, E, N)),
-    ):
-        if value is not None:
-            _need(name, value, shape, sizes)
+    _need("D", D, (K, E), sizes)
+    _need("dt_bias", dt_bias, (K, E), sizes)
+    _need("initial_state", initial_state, (batch, K, E, N), sizes)
     if min(L, K, E, N, T) < 1:
         raise ValueError(f"every size but batch must be at least 1, got L={L}, K={K}, E={E}, N={N}, T={T}")
-    named = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias, "dt_weight": dt_weight}
-    for name, value in (named | {"initial_state": initial_state}).items():
-        if value is not None and value.dtype not in FLOATS:
-            raise TypeError(
-                f"{name}: got {value.dtype}, need a real floating dtype: float32, bfloat16, float16 or float64"
-            )
-    if path.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"path: got {path.dtype}, need int32 (or int64) positions")
-    for name, value in (named | {"initial_state": initial_state, "path": path}).items():
-        if value is not None and value.device != x.device:
-            raise ValueError(f"{name}: is on {value.device}, but x is on {x.device}; move it there")
-    return Sizes(batch, L, K, E, N, T)
+    device = x.device
+    for name, value in zip(tensors._fields, tensors, strict=True):
+        if value is None:
+            continue
+        if value.dtype not in (FLOATS if name != "path" else INTEGERS):
+            need = "int32 (or int64) positions" if name == "path" else f"a real floating dtype: {_FLOAT_NAMES}"
+            raise TypeError(f"{name}: got {value.dtype}, need {need}")
+        if value.device != device:
+            raise ValueError(f"{name}: is on {value.device}, but x is on {device}; move it there")
+    return sizes
 
 
-def _need(name: str, value: Tensor, shape: tuple[int, ...], sizes: str) -> None:
-    if tuple(value.shape) != tuple(shape):
-        raise ValueError(f"{name}: got shape {_shape(value)}, need {tuple(shape)} {sizes}")
+def _need(name: str, value: Tensor | None, shape: tuple[int, ...], sizes: Sizes, more: str = "") -> None:
+    if value is None or value.shape == shape:
+        return
+    batch, L, K, E, N, _ = sizes
+    known = f"with batch={batch}, L={L} from x and K={K}, E={E}, N={N} from A"
+    raise ValueError(f"{name}: got shape {_shape(value)}, need {shape} {known}{more}")
 
 
 def _shape(value: Tensor) -> tuple[int, ...]:

@@ -16,9 +16,11 @@ from .backends import choose_backend
 from .schema import _library
 from .scratch import scratch
 
-_library.define("depthwise_conv(Tensor x, Tensor weight, Tensor? bias, int[] left, str activation) -> Tensor")
 _library.define(
-    "depthwise_conv_into(Tensor x, Tensor weight, Tensor? bias, int[] left, str activation, Tensor(a!) out) -> ()"
+    "depthwise_conv(Tensor x, Tensor weight, Tensor? bias, int[] left, bool[] flip, str activation) -> Tensor"
+)
+_library.define(
+    "depthwise_conv_into(Tensor x, Tensor weight, Tensor? bias, int[] left, bool[] flip, str activation, Tensor(a!) out) -> ()"
 )
 
 # In the order in which csrc/depthwise_arguments.h numbers them.
@@ -36,6 +38,7 @@ def depthwise_conv(
     bias: Tensor | None = None,
     *,
     left: Sequence[int] | None = None,
+    flip: Sequence[bool] | None = None,
     activation: str = "none",
     transient: bool = False,
 ) -> Tensor:
@@ -47,6 +50,7 @@ def depthwise_conv(
         bias: (K, E) or None.
         left: for each set the columns of taps to the left of a position, wide // 2 by default; wide - 1 makes it causal.
             high // 2 rows are above it.
+        flip: for each set whether the columns of its taps are given in reverse, as for a walk backwards; False by default.
         activation: "none", "silu", "gelu" (the exact one) or "relu", applied to the result.
         transient: the caller is done with the result before the next such call, so that inside of
             :func:`visionssm.ops.scratch.reused_memory` it may be overwritten then.
@@ -62,32 +66,34 @@ def depthwise_conv(
         >>> y = depthwise_conv(x, taps, left=(3, 0))  # a causal and an anti-causal convolution
         >>> y.shape
         torch.Size([2, 1, 9, 2, 8])
-        >>> turned = depthwise_conv(x.flip(2), taps.flip(3), left=(0, 3))
+        >>> turned = depthwise_conv(x.flip(2), taps, left=(0, 3), flip=(True, True))
         >>> torch.allclose(turned.flip(2), y, atol=1e-6)
         True
     """
     left = [weight.shape[3] // 2] * weight.shape[0] if left is None else list(left)
-    _check(x, weight, bias, left)
+    flip = [False] * weight.shape[0] if flip is None else list(flip)
+    _check(x, weight, bias, left, flip)
     choose("activation", activation, ACTIVATIONS)
     if not served(x, weight, bias):
-        y = _with_torch(x, weight, bias, left)
+        y = _with_torch(x, weight, bias, left, flip)
         return ACTIVATIONS[activation](y)
     out = scratch("depthwise_conv", _shape(x, weight), x.dtype) if transient else None
     if out is None:
-        return torch.ops.visionssm.depthwise_conv(x, weight, bias, left, activation)
-    torch.ops.visionssm.depthwise_conv_into(x, weight, bias, left, activation, out)
+        return torch.ops.visionssm.depthwise_conv(x, weight, bias, left, flip, activation)
+    torch.ops.visionssm.depthwise_conv_into(x, weight, bias, left, flip, activation, out)
     return out
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int]) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], flip: Sequence[bool]) -> None:
     """Refuses sizes that don't belong together, beyond which the kernel would read."""
     K, E = weight.shape[:2]
     if x.shape[3] != E:
         raise ValueError(f"x: got {x.shape[3]} channels, need {E} as in weight {tuple(weight.shape)}")
     if bias is not None and tuple(bias.shape) != (K, E):
         raise ValueError(f"bias: got shape {tuple(bias.shape)}, need {(K, E)}")
-    if len(left) != K:
-        raise ValueError(f"left: got {len(left)} numbers, need one for each of {K} sets of taps")
+    for name, given in (("left", left), ("flip", flip)):
+        if len(given) != K:
+            raise ValueError(f"{name}: got {len(given)} numbers, need one for each of {K} sets of taps")
 
 
 def served(x: Tensor, *weights: Tensor | None) -> bool:
@@ -101,7 +107,7 @@ def served(x: Tensor, *weights: Tensor | None) -> bool:
     return choose_backend("auto", x.device, x.dtype) == "native"
 
 
-def _with_torch(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int]) -> Tensor:
+def _with_torch(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], flip: Sequence[bool]) -> Tensor:
     maps = x.permute(0, 3, 1, 2)
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     _, E, high, wide = weight.shape
@@ -110,7 +116,7 @@ def _with_torch(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[i
         columns = max(before, wide - 1 - before)
         out = F.conv2d(
             maps,
-            weight[k].unsqueeze(1),
+            (weight[k].flip(-1) if flip[k] else weight[k]).unsqueeze(1),
             None if bias is None else bias[k],
             padding=(high // 2, columns),
             groups=E,
@@ -123,27 +129,37 @@ def _shape(x: Tensor, weight: Tensor) -> tuple[int, ...]:
     return (*x.shape[:3], weight.shape[0], x.shape[3])
 
 
-def _native(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], activation: str) -> Tensor:
+def _native(
+    x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], flip: Sequence[bool], activation: str
+) -> Tensor:
     out = x.new_empty(_shape(x, weight))
-    _native_into(x, weight, bias, left, activation, out)
+    _native_into(x, weight, bias, left, flip, activation, out)
     return out
 
 
 def _native_into(
-    x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], activation: str, out: Tensor
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    left: Sequence[int],
+    flip: Sequence[bool],
+    activation: str,
+    out: Tensor,
 ) -> None:
     x = x if x.stride(3) == 1 else x.contiguous()
     batch, H, W, E = x.shape
     K, _, high, wide = weight.shape
-    taps = weight.flatten(2).transpose(1, 2).to(torch.float32).contiguous()
+    weight = weight.float() if weight.dtype == torch.float64 else weight
+    taps = torch.empty(weight.shape, dtype=torch.float32)
     bias = None if bias is None else bias.to(torch.float32).contiguous()
-    columns, code = array("q", left), list(ACTIVATIONS).index(activation)
+    columns, flips, code = array("q", left), array("q", flip), list(ACTIVATIONS).index(activation)
     native.depthwise(
         array(
             "q",
             (
-                batch, H, W, K, E, high, wide, high // 2, code, torch.get_num_threads(), columns.buffer_info()[0],
+                batch, H, W, K, E, high, wide, high // 2, code, native.useful_threads(out.numel()), columns.buffer_info()[0],
                 x.data_ptr(), native.DTYPES[x.dtype], *x.stride()[:3],
+                weight.data_ptr(), native.DTYPES[weight.dtype], *weight.stride(), flips.buffer_info()[0],
                 taps.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
             ),
         )
@@ -154,7 +170,7 @@ _library.impl("depthwise_conv", _native, "CPU")
 _library.impl("depthwise_conv_into", _native_into, "CPU")
 torch.library.register_fake(
     "visionssm::depthwise_conv",
-    lambda x, weight, bias, left, activation: x.new_empty(_shape(x, weight)),
+    lambda x, weight, bias, left, flip, activation: x.new_empty(_shape(x, weight)),
     lib=_library,
 )
 

@@ -1,17 +1,13 @@
-"""x W^T + b on the CPU by the faster of torch's two matrix products.
+"""x W^T + b on the CPU by the fastest matrix product of the machine.
 
 torch multiplies float32 matrices with MKL, which takes a slower path on processors that are not Intel's; oneDNN, which torch brings
-along too, can be twice as fast there. Which one is faster is measured once per machine and torch version, and remembered.
+along too, can be twice as fast there. With few rows both spend much of their time on preparation, and the native product is faster.
+All of it is measured once per machine and torch version, and remembered.
 """
 
-import hashlib
-import json
 import math
-import os
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,19 +16,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.flop_counter import register_flop_formula
 
-from .._machine import processor
+from .native_product import is_chosen, native_product
+from .product_choice import fastest, wanted
 from .schema import _library
 
-CHOICES = ("auto", "torch", "onednn")
 DTYPES = (torch.float32, torch.bfloat16)
-_NEEDED_GAIN = 1.02  # below that a second library in use is not worth its caches
+_FEW_ROWS = 2048
 
 _library.define("linear(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
 _library.define("linear_weight_gradient(Tensor grad, Tensor x) -> Tensor")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
-    """`torch.nn.functional.linear`, by oneDNN where that was measured to be faster.
+    """`torch.nn.functional.linear`, by oneDNN or for few rows by the native product, where they were measured to be faster.
 
     Args:
         x: (..., in).
@@ -41,13 +37,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
         gelu: apply the exact GELU to the result; without gradients it costs no pass over memory.
 
     float32 and bfloat16 on the CPU outside of autocast go by the measurement, or by the environment variable VISIONSSM_LINEAR
-    ("auto", "torch", "onednn"); everything else, and what is exported, is torch's own.
+    (see `product_choice.wanted`); everything else, and what is exported, is torch's own.
 
     Example:
         >>> linear(torch.ones(2, 3), torch.ones(4, 3)).shape
         torch.Size([2, 4])
     """
-    if not (on_plain_cpu(x, weight) and fits(x.shape[-1], weight, bias) and uses_onednn(x.dtype)):
+    if not (on_plain_cpu(x, weight) and fits(x.shape[-1], weight, bias) and has_faster_product(x.dtype)):
         y = F.linear(x, weight, bias)
         return F.gelu(y) if gelu else y
     recorded = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, weight, bias))
@@ -73,8 +69,13 @@ def fits(inner: int, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 @torch.compiler.assume_constant_result
+def has_faster_product(dtype: torch.dtype) -> bool:
+    """Whether :func:`linear` takes anything but torch's own product for this dtype."""
+    return uses_onednn(dtype) or _native_for_few_rows(dtype)
+
+
 def uses_onednn(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether :func:`linear` takes oneDNN for this dtype on this machine; decided at the first call and kept for the process."""
+    """Whether oneDNN is faster than torch's own product for this dtype; decided at the first call and kept for the process."""
     if dtype not in DTYPES:
         return False
     if dtype not in _decisions:
@@ -86,63 +87,58 @@ _decisions: dict[torch.dtype, bool] = {}
 
 
 def _decide(dtype: torch.dtype) -> bool:
-    choice = os.environ.get("VISIONSSM_LINEAR", "auto")
-    if choice not in CHOICES:
-        raise ValueError(f"VISIONSSM_LINEAR: got {choice!r}, choose from {', '.join(CHOICES)}")
+    choice = wanted()
     available = torch.backends.mkldnn.is_available()
     if dtype == torch.bfloat16:
         available = available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if choice != "auto" or not available:
-        return choice == "onednn"
-    return _remembered(dtype) >= _NEEDED_GAIN
+    if choice in ("torch", "onednn") or not available:
+        return choice == "onednn" and available
+    layers = _layers((784, 192, 768), (784, 768, 192), (196, 384, 1536), (196, 1536, 384), dtype=dtype)
+    ways = {"torch": partial(_multiply, F.linear, layers), "onednn": partial(_multiply, _by_onednn, layers)}
+    return fastest(ways, f"linear {dtype}") == "onednn"
 
 
-def _remembered(dtype: torch.dtype) -> float:
-    """The gain on this machine: read from the user's cache, or measured now and kept there."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visionssm"
-    key = f"{torch.__version__} {platform.machine()} {processor()} {torch.get_num_threads()} {dtype}"
-    file = cache / f"products-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
-    try:
-        found = json.loads(file.read_text())
-        if isinstance(found, dict) and isinstance(found.get("onednn_gain"), float):
-            return found["onednn_gain"]
-    except (OSError, ValueError):
-        pass
-    gain = measure_gain(dtype)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps({"onednn_gain": gain}))
-        os.replace(unfinished, file)
-    except OSError:
-        pass  # a home that cannot be written to: the next process measures again
-    return gain
+def _native_for_few_rows(dtype: torch.dtype) -> bool:
+    return is_chosen(dtype, "linear of few rows", _ways_for_few_rows)
 
 
-def measure_gain(dtype: torch.dtype = torch.float32, repeats: int = 7) -> float:
-    """How many times faster oneDNN's products are than torch's, in a row of them as models here have; about 0.1 s.
+def _ways_for_few_rows() -> dict[str, Callable[[], object]]:
+    layers = _layers((196, 192, 768), (196, 768, 192), (49, 384, 384), (784, 96, 192), dtype=torch.float32)
+    library = _by_onednn if uses_onednn() else F.linear
+    return {"library": partial(_multiply, library, layers), "native": partial(_multiply, native_product, layers)}
 
-    The two take turns, and the fastest rows are compared, so that a busy machine does not switch by accident.
-    """
-    shapes = [(784, 192, 768), (784, 768, 192), (196, 384, 1536), (196, 1536, 384)]  # rows, inner, outer
-    layers = [[torch.ones(size, dtype=dtype) for size in ((m, k), (n, k), (n,))] for m, k, n in shapes]
-    functions: tuple[Callable[..., Tensor], ...] = (F.linear, _linear_by_onednn)
-    times: tuple[list[float], list[float]] = ([], [])
+
+def _layers(*sizes: tuple[int, int, int], dtype: torch.dtype) -> list[list[Tensor]]:
+    """Inputs, weights and biases for products of so many rows, inner and outer numbers."""
+    return [[torch.ones(size, dtype=dtype) for size in ((m, k), (n, k), (n,))] for m, k, n in sizes]
+
+
+def _multiply(way: Callable[..., Tensor], layers: list[list[Tensor]]) -> None:
     with torch.no_grad():
-        for _ in range(repeats):
-            for function, spent in zip(functions, times, strict=True):
-                start = time.perf_counter()
-                for x, weight, bias in layers:
-                    function(x, weight, bias)
-                spent.append(time.perf_counter() - start)
-    return min(times[0]) / min(times[1])
-
-
-def _linear_by_onednn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.ops.visionssm.linear(x, weight, bias, False)
+        for layer in layers:
+            way(*layer)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return product(rows, weight, bias, gelu=gelu).view(*x.shape[:-1], len(weight))
+
+
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False, out: Tensor | None = None
+) -> Tensor:
+    """:func:`linear` of a matrix x without autograd, written into `out` where that is given."""
+    # Rows a multiple of 2 KiB apart displace each other from the cache while the native product reads them.
+    if len(x) <= _FEW_ROWS and x.shape[1] % 512 and _native_for_few_rows(x.dtype):
+        return native_product(x, weight, bias, gelu=gelu, out=out)
+    if uses_onednn(x.dtype):
+        result = _by_onednn(x, weight, bias, gelu)
+        return result if out is None else out.copy_(result)
+    y = torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
+    return torch.ops.aten.gelu_(y) if gelu else y
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     # oneDNN reads dense rows and biases, and weights as they lie or transposed.
     weight = weight if weight.t().is_contiguous() else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -154,16 +150,6 @@ def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     grad, x = grad.flatten(0, -2), x.flatten(0, -2)
     # MKL is faster where the result has more rows than columns.
     return grad.t() @ x if grad.shape[1] >= x.shape[1] else (x.t() @ grad).t()
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """x W^T + bias of a matrix x, without autograd, by what was measured to be faster; written into `out` where that is given."""
-    if uses_onednn(x.dtype):
-        result = _forward(x, weight, bias, gelu=False)
-        return result if out is None else out.copy_(result)
-    if bias is None:
-        return torch.mm(x, weight.t(), out=out)
-    return torch.addmm(bias, x, weight.t(), out=out)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

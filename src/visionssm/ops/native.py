@@ -24,6 +24,19 @@ _DONE, _BAD_PATH, _NO_MEMORY = 0, 1, 2
 _NO_TENSOR = (0, 0, 0, 0, 0)
 
 
+# Numbers that keep a thread busy for longer than it takes to wake, which is 40 us where waiting threads sleep, and 1 us where they
+# spin, OpenMP's default.
+_WORTH_A_THREAD = 3 * 2**15 if os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive" else 2**13
+
+
+def useful_threads(numbers: int) -> int:
+    """Threads for one pass over so many numbers: one where waking another costs more than it does, otherwise all.
+
+    Never some: GCC's OpenMP ends the threads that a smaller team leaves out, and starts them again for the next.
+    """
+    return torch.get_num_threads() if numbers >= 2 * _WORTH_A_THREAD else 1
+
+
 def checkpoint_steps(N: int) -> int:
     """Steps between two states that forward keeps for backward: with N = 1 and four paths they take a sixteenth of x's memory,
     an eighth where x has 16 bits."""
@@ -55,8 +68,8 @@ def _load() -> tuple[Any, str | None]:
     library.visionssm_use_instruction_set.restype = ctypes.c_char_p
     for call in (library.visionssm_path_scan, library.visionssm_path_scan_backward):
         call.argtypes, call.restype = [ctypes.c_void_p], ctypes.c_int64
-    pointwise = (library.visionssm_bias_gelu, library.visionssm_gelu_backward, library.visionssm_layer_norm)
-    for call in (library.visionssm_depthwise, *pointwise):
+    for name in ("depthwise", "bias_gelu", "gelu_backward", "layer_norm", "rms_norm", "gate_silu", "product"):
+        call = getattr(library, f"visionssm_{name}")
         call.argtypes, call.restype = [ctypes.c_void_p], None
     wanted = os.environ.get("VISIONSSM_CPU", "")
     if library.visionssm_use_instruction_set(wanted.encode()) is None:
@@ -70,6 +83,13 @@ def _load() -> tuple[Any, str | None]:
 def unavailable() -> str | None:
     """Why the library cannot be used; None where it can."""
     return _load()[1]
+
+
+@cache
+def version() -> str:
+    """Of the library: when it was built, and the instruction set that it was told to use; empty without a library."""
+    file = _library_file()
+    return "" if file is None else f"{file.stat().st_mtime_ns} {os.environ.get('VISIONSSM_CPU', '')}"
 
 
 def use_instruction_set(name: str = "") -> str:
@@ -108,6 +128,7 @@ def forward(
     complete: bool,
     out_dtype: torch.dtype,
     save: bool,
+    log_A: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns y, the last state, and the states that backward starts from; see `reference.scan`."""
     inputs = _Inputs(tensors)
@@ -121,7 +142,7 @@ def forward(
     kept = (batch, K, -(-T // _CHECKPOINT_STEPS), N, E) if save else (0,)
     checkpoints = torch.empty(kept, dtype=inputs.exact)
     numbers = inputs.pack(
-        softplus, zoh, merge, complete, checkpoints if save else None,
+        softplus, zoh, merge, complete, log_A, checkpoints if save else None,
         (*_view(y), _pointer(last), *_NO_TENSOR, 0, *_NO_TENSOR * 4, 0, 0, 0, 0, 0),
     )  # fmt: skip
     _call(_load()[0].visionssm_path_scan, numbers, L)
@@ -155,7 +176,7 @@ def backward(
         for v in (tensors.A, *tensors[5:8], tensors.initial_state)
     ]
     numbers = inputs.pack(
-        softplus, zoh, merge, complete, checkpoints,
+        softplus, zoh, merge, complete, False, checkpoints,
         (*_NO_TENSOR, 0, *_view(grad_y), _pointer(grad_last), *(n for v in maps for n in _view(v)), *map(_pointer, parameters)),
     )  # fmt: skip
     _call(_load()[0].visionssm_path_scan_backward, numbers, tensors.x.shape[1])
@@ -172,6 +193,21 @@ def depthwise(numbers: array) -> None:
 def layer_norm(numbers: array) -> None:
     """Runs a LayerNorm; `numbers` are the fields of csrc/norm_arguments.h."""
     _load()[0].visionssm_layer_norm(numbers.buffer_info()[0])
+
+
+def rms_norm(numbers: array) -> None:
+    """Runs an RMSNorm; `numbers` are the fields of the other struct of csrc/norm_arguments.h."""
+    _load()[0].visionssm_rms_norm(numbers.buffer_info()[0])
+
+
+def gate_silu(numbers: array) -> None:
+    """Runs a gate; `numbers` are the fields of csrc/gate_arguments.h."""
+    _load()[0].visionssm_gate_silu(numbers.buffer_info()[0])
+
+
+def product(numbers: array) -> None:
+    """Multiplies matrices; `numbers` are the fields of csrc/product_arguments.h."""
+    _load()[0].visionssm_product(numbers.buffer_info()[0])
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
@@ -237,6 +273,7 @@ class _Inputs:
         zoh: bool,
         merge: bool,
         complete: bool,
+        log_A: bool,
         checkpoints: Tensor | None,
         results: tuple[int, ...],
     ) -> array:
@@ -248,7 +285,7 @@ class _Inputs:
             "q",
             (
                 batch, L, K, E, N, self.path.shape[1], 0 if weight is None else weight.shape[2],
-                softplus, zoh, merge, complete, self.x.dim() == 4, torch.get_num_threads(), _CHECKPOINT_STEPS,
+                softplus, zoh, merge, complete, self.x.dim() == 4, torch.get_num_threads(), _CHECKPOINT_STEPS, log_A,
                 self.path.data_ptr(), self.path.stride(0),
                 *_view(self.x), *_view(self.dt), *_view(self.B), *_view(self.C),
                 _pointer(self.A), _pointer(self.D), _pointer(self.dt_bias),

@@ -1,4 +1,4 @@
-"""LayerNorm over the last axis, by the `native` back-end where that serves."""
+"""LayerNorm and RMSNorm over the last axis, by the `native` back-end where that serves."""
 
 from array import array
 
@@ -10,8 +10,10 @@ from . import native
 from .backends import choose_backend
 from .matrix_product import on_plain_cpu
 from .schema import _library
+from .walk import state_dtype
 
 _library.define("layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor")
+_library.define("add_rms_norm(Tensor x, Tensor? residual, Tensor weight, float eps) -> (Tensor, Tensor)")
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -37,6 +39,53 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, eps
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """x * (mean(x^2) + eps)^-1/2 * weight over the last axis; computed and returned in float32 (float64 for float64).
+
+    Args:
+        x: (..., C).
+        weight: (C).
+        eps: added to the mean.
+
+    Example:
+        >>> rms_norm(torch.tensor([3.0, 4.0]), torch.ones(2), eps=0.0)
+        tensor([0.8485, 1.1314])
+    """
+    exact = x if x.dtype == torch.float64 else x.float()
+    weight = weight.to(exact.dtype)
+    if torch.is_grad_enabled():
+        return F.rms_norm(exact, weight.shape, weight, eps)
+    if _served(exact, weight, None):
+        return torch.ops.visionssm.add_rms_norm(exact, None, weight, eps)[0]
+    # The same with one full-size temporary instead of four.
+    scale = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_().div_(len(weight)).add_(eps).rsqrt_()
+    return (exact * scale).mul_(weight)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """RMSNorm(total) in x's dtype, and total = residual + x in float32 (float64 for float64).
+
+    Args:
+        x: (..., C).
+        residual: like x, in float32 or wider; None for none.
+        weight: (C).
+        eps: as in :func:`rms_norm`.
+
+    Example:
+        >>> x, residual = torch.ones(2, 8), torch.ones(2, 8)
+        >>> y, total = add_rms_norm(x, residual, torch.ones(8))
+        >>> torch.allclose(y, rms_norm(x + residual, torch.ones(8))), torch.equal(total, x + residual)
+        (True, True)
+    """
+    fits = residual is None or (
+        residual.dtype == torch.float32 and residual.shape == x.shape and residual.device == x.device
+    )
+    if fits and _served(x, weight, None):
+        return torch.ops.visionssm.add_rms_norm(x, residual, weight, eps)
+    total = x.to(state_dtype(x.dtype)) if residual is None else residual + x
+    return rms_norm(total, weight, eps).to(x.dtype), total
+
+
 def _served(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype == torch.float64:
         return False
@@ -54,7 +103,7 @@ def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -
     numbers = array(
         "q",
         (
-            x.numel() // max(columns, 1), columns, torch.get_num_threads(), native.DTYPES[x.dtype], x.data_ptr(),
+            x.numel() // max(columns, 1), columns, native.useful_threads(x.numel()), native.DTYPES[x.dtype], x.data_ptr(),
             0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
             epsilon.buffer_info()[0], y.data_ptr(),
         ),
@@ -63,7 +112,31 @@ def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -
     return y
 
 
+def _native_rms(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x, weight = x.contiguous(), weight.contiguous()
+    residual = None if residual is None else residual.contiguous()
+    total, y = torch.empty(x.shape, dtype=torch.float32), torch.empty(x.shape, dtype=x.dtype)
+    columns, epsilon = x.shape[-1], array("d", (eps,))
+    numbers = array(
+        "q",
+        (
+            x.numel() // max(columns, 1), columns, native.useful_threads(x.numel()), native.DTYPES[x.dtype], x.data_ptr(),
+            0 if residual is None else residual.data_ptr(), weight.data_ptr(), epsilon.buffer_info()[0],
+            total.data_ptr(), y.data_ptr(),
+        ),
+    )  # fmt: skip
+    native.rms_norm(numbers)
+    return y, total
+
+
+def _fake_rms(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return y, torch.empty_like(y, dtype=torch.float32)
+
+
 _library.impl("layer_norm", _native, "CPU")
+_library.impl("add_rms_norm", _native_rms, "CPU")
+torch.library.register_fake("visionssm::add_rms_norm", _fake_rms, lib=_library)
 torch.library.register_fake(
     "visionssm::layer_norm",
     lambda x, weight, bias, eps: torch.empty_like(x, memory_format=torch.contiguous_format),

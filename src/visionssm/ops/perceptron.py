@@ -5,6 +5,8 @@ forward and backward, and no fresh memory of their size is needed, whose pages t
 """
 
 import math
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from .backends import choose_backend
 from .matrix_product import DTYPES, fits, linear, on_plain_cpu, product
 from .native import bias_gelu, gelu_backward
+from .native_product import is_chosen, native_product
 from .schema import _library
 
 _TILE_BYTES = 2**22  # of the hidden activations
@@ -67,10 +70,52 @@ def _forward(
     kept = x.new_empty((len(rows), len(weight1)) if keep else 0)
     tiles = _tiles(len(rows), len(weight1), x.element_size())
     out = x.new_empty(len(rows), len(weight2)) if len(tiles) > 1 else None
+    native = not keep and is_chosen(x.dtype, "MLP", _ways)
     for tile in tiles:
-        hidden = _activate(product(rows[tile], weight1, out=kept[tile] if keep else None), bias1, keep)
-        result = product(hidden, weight2, bias2, out=None if out is None else out[tile])
+        place = None if out is None else out[tile]
+        if native:
+            result = _native_tile(rows[tile], weight1, bias1, weight2, bias2, place)
+        else:
+            hidden = _activate(product(rows[tile], weight1, out=kept[tile] if keep else None), bias1, keep)
+            result = product(hidden, weight2, bias2, out=place)
     return (result if out is None else out).view(*x.shape[:-1], -1), kept
+
+
+def _native_tile(
+    rows: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    columns = len(weight1)
+    # Rows a multiple of 1 KiB apart would displace each other from the cache.
+    hidden = _memory.take(len(rows), columns + (16 if columns % 256 == 0 else 0))[:, :columns]
+    native_product(rows, weight1, bias1, gelu=True, out=hidden)
+    return native_product(hidden, weight2, bias2, out=out)
+
+
+def _ways() -> dict[str, Callable[[], Tensor]]:
+    rows, weight1, bias1, weight2, bias2 = map(torch.ones, [(784, 192), (768, 192), (768,), (192, 768), (192,)])
+    return {
+        "library": lambda: product(_activate(product(rows, weight1), bias1, keep=False), weight2, bias2),
+        "native": lambda: _native_tile(rows, weight1, bias1, weight2, bias2),
+    }
+
+
+class _Memory(threading.local):
+    """The hidden activations of a tile, kept by each thread for its next call: new memory costs more than filling it."""
+
+    held = torch.empty(0)
+
+    def take(self, rows: int, columns: int) -> Tensor:
+        if self.held.numel() < rows * columns:
+            self.held = torch.empty(rows * columns)
+        return self.held[: rows * columns].view(rows, columns)
+
+
+_memory = _Memory()
 
 
 def _activate(hidden: Tensor, bias: Tensor | None, keep: bool) -> Tensor:

@@ -10,6 +10,7 @@ and the FLOP counter see a single node whatever runs it. A back-end is a module 
 
 `complete` says that every path visits every position, so that each output is written by the first path and need not be
 zeroed. `mirrored` says that path k + K / 2 is path k from its end; only the `triton` back-end can use that, in forward.
+`log_A` says that A is given as log(-A); only the `native` back-end takes it, in forward without gradients.
 """
 
 from typing import Any
@@ -29,7 +30,7 @@ _INPUTS = (
 )
 _OPTIONS = "bool softplus, bool zoh, bool merge, bool complete, bool mirrored, str backend"
 _library.define(
-    f"path_scan({_INPUTS}, {_OPTIONS}, ScalarType out_dtype, bool save) "
+    f"path_scan({_INPUTS}, {_OPTIONS}, ScalarType out_dtype, bool save, bool log_A=False) "
     "-> (Tensor y, Tensor last_state, Tensor checkpoints)"
 )
 _library.define(
@@ -42,8 +43,8 @@ N_OPTIONS = 6
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     tensors = ScanTensors(*arguments[:N_INPUTS])
-    softplus, zoh, merge, complete, mirrored, backend, out_dtype, save = arguments[N_INPUTS:]
-    more = {"mirrored": mirrored} if backend == "triton" else {}
+    softplus, zoh, merge, complete, mirrored, backend, out_dtype, save, *log_A = arguments[N_INPUTS:]
+    more = {"mirrored": mirrored} if backend == "triton" else {"log_A": True} if any(log_A) else {}
     with without_autocast(tensors.x.device):
         return kernels(backend).forward(
             tensors, softplus=softplus, zoh=zoh, merge=merge, complete=complete, out_dtype=out_dtype, save=save, **more
@@ -81,7 +82,7 @@ def checkpoint_shape(tensors: ScanTensors, backend: str, save: bool) -> tuple[An
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     tensors = ScanTensors(*arguments[:N_INPUTS])
-    _, _, merge, _, _, backend, out_dtype, save = arguments[N_INPUTS:]
+    _, _, merge, _, _, backend, out_dtype, save = arguments[N_INPUTS : N_INPUTS + N_OPTIONS + 2]
     x, (K, E, N) = tensors.x, tensors.A.shape
     exact = state_dtype(x.dtype)
     return (
@@ -113,7 +114,7 @@ def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _:
     gradients = iter(torch.ops.visionssm.path_scan_backward(grad_y, grad_last, *tensors, checkpoints, *ctx.options))
     by_input = {name: None if name == "path" else next(gradients) for name in tensors._fields}
     by_tensor = [None if value is None else by_input[name] for name, value in tensors._asdict().items()]
-    return (*by_tensor, *(None,) * (N_OPTIONS + 2))
+    return (*by_tensor, *(None,) * (N_OPTIONS + 3))
 
 
 _library.impl("path_scan", _forward, "CompositeExplicitAutograd")

@@ -1,0 +1,2 @@
+#define VISIONSSM_TARGET avx2
+#include "gate_kernels.h"

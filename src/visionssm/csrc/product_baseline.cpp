@@ -1,0 +1,2 @@
+#define VISIONSSM_TARGET baseline
+#include "product_kernels.h"
