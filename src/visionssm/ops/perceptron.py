@@ -70,7 +70,7 @@ def _forward(
     kept = x.new_empty((len(rows), len(weight1)) if keep else 0)
     tiles = _tiles(len(rows), len(weight1), x.element_size())
     out = x.new_empty(len(rows), len(weight2)) if len(tiles) > 1 else None
-    native = not keep and is_chosen(x.dtype, "MLP", _ways)
+    native = not keep and is_chosen(x.dtype, "MLP in tiles", _ways)
     for tile in tiles:
         place = None if out is None else out[tile]
         if native:
@@ -96,12 +96,19 @@ def _native_tile(
     return native_product(hidden, weight2, bias2, out=out)
 
 
-def _ways() -> dict[str, Callable[[], Tensor]]:
-    rows, weight1, bias1, weight2, bias2 = map(torch.ones, [(784, 192), (768, 192), (768,), (192, 768), (192,)])
-    return {
-        "library": lambda: product(_activate(product(rows, weight1), bias1, keep=False), weight2, bias2),
-        "native": lambda: _native_tile(rows, weight1, bias1, weight2, bias2),
-    }
+def _ways() -> dict[str, Callable[[], None]]:
+    sizes = [(2730, 96, 384), (682, 384, 1536)]  # rows, width and hidden width of tiles
+    layers = [list(map(torch.ones, [(n, w), (h, w), (h,), (w, h), (w,)])) for n, w, h in sizes]
+
+    def library() -> None:
+        for rows, weight1, bias1, weight2, bias2 in layers:
+            product(_activate(product(rows, weight1), bias1, keep=False), weight2, bias2)
+
+    def native() -> None:
+        for layer in layers:
+            _native_tile(*layer)
+
+    return {"library": library, "native": native}
 
 
 class _Memory(threading.local):
