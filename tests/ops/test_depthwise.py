@@ -84,21 +84,13 @@ def test_an_unknown_activation_is_named():
 
 
 @NATIVE
-@pytest.mark.parametrize("name", ["avx512", "avx2", "baseline"])
 @torch.no_grad()
-def test_every_instruction_set(name):
-    try:
-        native.use_instruction_set(name)
-    except ValueError:
-        pytest.skip(f"this processor does not have {name}")
-    try:
-        for case in CASES:
-            (x, weight, bias), left = arguments(case)
-            found = depthwise_conv(x, weight, bias, left=left, activation="silu")
-            wanted = F.silu(expected(x, weight, bias, left)).float()
-            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    finally:
-        native.use_instruction_set()
+def test_every_instruction_set(instruction_set):
+    for case in CASES:
+        (x, weight, bias), left = arguments(case)
+        found = depthwise_conv(x, weight, bias, left=left, activation="silu")
+        wanted = F.silu(expected(x, weight, bias, left)).float()
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

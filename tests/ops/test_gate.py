@@ -19,22 +19,14 @@ def expected(y, z, scale=1.0):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", ["avx512", "avx2", "baseline"])
 @torch.no_grad()
-def test_values_on_every_instruction_set(name, shape):
-    try:
-        native.use_instruction_set(name)
-    except ValueError:
-        pytest.skip(f"this processor does not have {name}")
-    try:
-        for scale in (1.0, 0.5, -3.0):
-            y, z = arguments(shape)
-            wanted = expected(y, z, scale).float()
-            found = gate_silu(y, z, scale)
-            assert found is y
-            torch.testing.assert_close(found, wanted, rtol=2e-6, atol=1e-6)
-    finally:
-        native.use_instruction_set()
+def test_values_on_every_instruction_set(instruction_set, shape):
+    for scale in (1.0, 0.5, -3.0):
+        y, z = arguments(shape)
+        wanted = expected(y, z, scale).float()
+        found = gate_silu(y, z, scale)
+        assert found is y
+        torch.testing.assert_close(found, wanted, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

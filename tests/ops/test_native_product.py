@@ -22,16 +22,6 @@ SIZES = [  # rows, in, out: every number of rows at once, one to three vectors o
 ]
 
 
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
-def instruction_set(request):
-    try:
-        native.use_instruction_set(request.param)
-    except ValueError:
-        pytest.skip(f"this processor does not have {request.param}")
-    yield
-    native.use_instruction_set()
-
-
 def surrounded(*shape, value=torch.nan):
     """Random numbers in the middle of memory that is full of `value`."""
     memory = torch.full([size + 16 for size in shape], value)

@@ -26,20 +26,12 @@ def expected(x, weight, bias):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", ["avx512", "avx2", "baseline"])
 @torch.no_grad()
-def test_values_on_every_instruction_set(name, shape):
-    try:
-        native.use_instruction_set(name)
-    except ValueError:
-        pytest.skip(f"this processor does not have {name}")
-    try:
-        x, weight, bias = arguments(shape)
-        for parameters in ((weight, bias), (weight, None), (None, bias), (None, None)):
-            found = layer_norm(x, *parameters)
-            torch.testing.assert_close(found, expected(x, *parameters).float(), rtol=1e-5, atol=1e-5)
-    finally:
-        native.use_instruction_set()
+def test_values_on_every_instruction_set(instruction_set, shape):
+    x, weight, bias = arguments(shape)
+    for parameters in ((weight, bias), (weight, None), (None, bias), (None, None)):
+        found = layer_norm(x, *parameters)
+        torch.testing.assert_close(found, expected(x, *parameters).float(), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -107,23 +99,15 @@ def rms(x, residual, weight):
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (700, 192)], ids=str)
-@pytest.mark.parametrize("name", ["avx512", "avx2", "baseline"])
 @torch.no_grad()
-def test_rms_norm_on_every_instruction_set(name, shape):
-    try:
-        native.use_instruction_set(name)
-    except ValueError:
-        pytest.skip(f"this processor does not have {name}")
-    try:
-        x, weight, _ = arguments(shape)
-        for residual in (torch.randn(shape), None):
-            y, total = add_rms_norm(x, residual, weight)
-            wanted, _ = rms(x, residual, weight)
-            assert torch.equal(total, x if residual is None else x + residual)
-            torch.testing.assert_close(y, wanted.float(), rtol=1e-5, atol=1e-6)
-        assert torch.equal(rms_norm(x, weight), y)
-    finally:
-        native.use_instruction_set()
+def test_rms_norm_on_every_instruction_set(instruction_set, shape):
+    x, weight, _ = arguments(shape)
+    for residual in (torch.randn(shape), None):
+        y, total = add_rms_norm(x, residual, weight)
+        wanted, _ = rms(x, residual, weight)
+        assert torch.equal(total, x if residual is None else x + residual)
+        torch.testing.assert_close(y, wanted.float(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(rms_norm(x, weight), y)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

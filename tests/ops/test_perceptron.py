@@ -40,18 +40,6 @@ def test_tiles_do_not_show(choice, rows, monkeypatch):
     assert torch.equal(mlp(x.view(1, rows, 16).transpose(0, 1), *weights)[:, 0], found)
 
 
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
-def instruction_set(request):
-    if native.unavailable() is not None:
-        pytest.skip("the native back-end was not built")
-    try:
-        native.use_instruction_set(request.param)
-    except ValueError:
-        pytest.skip(f"this processor does not have {request.param}")
-    yield
-    native.use_instruction_set()
-
-
 @pytest.mark.parametrize("columns", [64, 37])
 def test_gelu_with_bias(instruction_set, columns):
     x, bias = torch.linspace(-12, 12, 40 * columns).view(40, columns), torch.randn(columns)
