@@ -59,7 +59,7 @@ def depthwise_conv(
         (batch, H, W, K, E) in x's dtype, or autocast's.
 
     Raises:
-        ValueError: x, weight, bias and left don't fit together, or an unknown activation.
+        ValueError: x, weight, bias, left and flip don't fit together, or an unknown activation.
 
     Example:
         >>> x, taps = torch.randn(2, 1, 9, 8), torch.randn(2, 8, 1, 4)
