@@ -12,8 +12,8 @@ if find_spec("triton") is not None:
     fast_interpreter.install()
 
 
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture(params=native.INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the native kernels with one of the instruction sets that they are compiled for."""
     if native.unavailable() is not None:
         pytest.skip("the native back-end was not built")
@@ -21,5 +21,5 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
         native.use_instruction_set(request.param)
     except ValueError:
         pytest.skip(f"this processor does not have {request.param}")
-    yield
+    yield request.param
     native.use_instruction_set()

@@ -10,16 +10,6 @@ from visionssm.ops.tensors import ScanTensors
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"the native back-end {native.unavailable()}")
 
 
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
-def instruction_set(request):
-    try:
-        native.use_instruction_set(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    native.use_instruction_set()
-
-
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()

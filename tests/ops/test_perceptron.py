@@ -87,9 +87,10 @@ def test_without_the_native_kernel_it_is_the_same(choice):
         torch.testing.assert_close(mlp(*tensors), found)
 
 
+@pytest.mark.parametrize("sizes", [(16, 64), (16, 37), (15, 64), (128, 256)], ids=str)
 @torch.no_grad()
-def test_bfloat16_is_as_close_as_torchs(choice):
-    exact = [torch.randn(300, 16), *layers()]
+def test_bfloat16_is_as_close_as_torchs(choice, sizes):
+    exact = [torch.randn(300, sizes[0]), *layers(*sizes)]
     half = [value.bfloat16() for value in exact]
     assert (mlp(*half) - plain(*exact)).norm() < 1.1 * (plain(*half) - plain(*exact)).norm()
 

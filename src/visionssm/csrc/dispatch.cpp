@@ -25,6 +25,9 @@ namespace visionssm {
 DECLARE(avx512)
 DECLARE(avx2)
 DECLARE(baseline)
+namespace avx512bf16 {
+void product(const ProductArguments&);
+}
 
 namespace {
 
@@ -41,10 +44,10 @@ struct InstructionSet {
   void (*product)(const ProductArguments&);
 };
 
-#define INSTRUCTION_SET(set)                                                                                          \
-  {                                                                                                                   \
-    #set, set::path_scan, set::path_scan_backward, set::depthwise, set::bias_gelu, set::gelu_backward, set::layer_norm, \
-        set::rms_norm, set::gate_silu, set::product                                                                   \
+#define INSTRUCTION_SET(name, set, product)                                                                     \
+  {                                                                                                             \
+    name, set::path_scan, set::path_scan_backward, set::depthwise, set::bias_gelu, set::gelu_backward,          \
+        set::layer_norm, set::rms_norm, set::gate_silu, product                                                 \
   }
 
 // The best that this processor has, or the one that is asked for by name; null where it does not have that.
@@ -54,18 +57,22 @@ const InstructionSet* choose(const char* wanted) {
   __builtin_cpu_init();
 #endif
 #if defined(VISIONSSM_HAVE_AVX512)
-  static const InstructionSet avx512_set = INSTRUCTION_SET(avx512);
+  static const InstructionSet avx512_set = INSTRUCTION_SET("avx512", avx512, avx512::product);
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#if defined(VISIONSSM_HAVE_AVX512BF16)  // AVX-512 with products of bfloat16
+  static const InstructionSet avx512bf16_set = INSTRUCTION_SET("avx512bf16", avx512, avx512bf16::product);
+  if (has_avx512 && __builtin_cpu_supports("avx512bf16") && takes("avx512bf16")) return &avx512bf16_set;
+#endif
   if (has_avx512 && takes("avx512")) return &avx512_set;
 #endif
 #if defined(VISIONSSM_HAVE_AVX2)
-  static const InstructionSet avx2_set = INSTRUCTION_SET(avx2);
+  static const InstructionSet avx2_set = INSTRUCTION_SET("avx2", avx2, avx2::product);
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (has_avx2 && takes("avx2")) return &avx2_set;
 #endif
-  static const InstructionSet baseline_set = INSTRUCTION_SET(baseline);
+  static const InstructionSet baseline_set = INSTRUCTION_SET("baseline", baseline, baseline::product);
   return takes("baseline") ? &baseline_set : nullptr;
 }
 

@@ -1,5 +1,6 @@
 // Products of a matrix with a transposed one, x weight^T + bias, with GELU where that is wanted.
 //
+// Numbers are read as words of 32 bits: one of float32, or two neighbours of bfloat16, whose products are added together.
 // A panel is what two vectors of output columns (one or three at the edge) need of the weights, in the order in which they
 // are read. Each task takes a block of rows of x, packs one panel after the other, and multiplies some rows at once with
 // it: their sums stay in registers, and x is read where it lies. Blocks go to threads in order, so that the next product
@@ -26,21 +27,43 @@ constexpr int rows_at_once(int vectors) { return std::min((kRegisters - 1 - vect
 
 constexpr int64_t kBlockBytes = 1 << 20;    // of x and out, which stay in the cache from one panel to the next
 constexpr int64_t kFewestRows = 256;        // of a block: for fewer packing a panel takes too large a share
-constexpr int64_t kInnerBlock = 768;        // more is summed in parts: that rounds less, and a panel stays in the cache
+constexpr int64_t kInnerBlock = 768;        // more words are summed in parts: that rounds less, and a panel stays in the cache
 constexpr int64_t kWorthThreads = 1 << 20;  // multiply-adds for which it is worth waking others
-constexpr int64_t kPrefetch = 256;          // numbers of the panel that are asked for in advance
+constexpr int64_t kMostRows = 512;          // of a block whose sums wait for the last part before they are rounded
+constexpr int64_t kPrefetch = 256;          // words of the panel that are asked for in advance
 constexpr int64_t kLineFloats = 16;         // of a line of the cache
-
-// Rows of x that lie a multiple of this apart share their places in the first-level cache, and displace each other.
-constexpr int64_t kCrowded = 1024;
-constexpr int64_t kApart = kInnerBlock + kLane;
 
 INLINE int64_t divide(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 INLINE int64_t panels_of(const ProductArguments& a) { return std::max<int64_t>(1, divide(a.columns, kLane) / 2); }
 
-// out = x panel + bias, or added to out.
-template <int kRows, int kVectors>
+// What a word holds, and how products of words are added to sums.
+struct Single {
+  using Number = Native<float>;
+  static constexpr int64_t in_a_word = 1;
+  static constexpr bool rounds = false;
+  INLINE floats add(const float* x, floats weights, floats sums) { return fma(broadcast(*x), weights, sums); }
+};
+
+struct Pair {
+  using Number = BFloat16;
+  static constexpr int64_t in_a_word = 2;
+  static constexpr bool rounds = true;  // sums are made elsewhere, and written when all parts are there
+  INLINE floats add(const float* x, floats weights, floats sums) {
+    uint32_t word;
+    memcpy(&word, x, sizeof word);
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_set1_epi32(word), (__m512bh)weights);
+#else
+    const words pair = word - words{}, upper = 0xffff0000 - words{};
+    sums = fma((floats)(pair << 16), (floats)((words)weights << 16), sums);
+    return fma((floats)(pair & upper), (floats)((words)weights & upper), sums);
+#endif
+  }
+};
+
+// sums = x panel + bias, or added to the sums.
+template <class Format, int kRows, int kVectors>
 static void multiply(const float* x, int64_t x_row, const float* panel, int64_t inner, const float* bias, bool add,
                      float* out, int64_t out_row, int64_t columns) {
   const auto count = [columns](int v) { return v + 1 < kVectors ? kLane : columns - v * kLane; };
@@ -57,9 +80,9 @@ static void multiply(const float* x, int64_t x_row, const float* panel, int64_t 
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; r++) {
-      const floats value = broadcast(rows[r / 4][k + r % 4 * x_row]);
+      const float* value = rows[r / 4] + k + r % 4 * x_row;
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; v++) sums[r][v] = fma(value, weights[v], sums[r][v]);
+      for (int v = 0; v < kVectors; v++) sums[r][v] = Format::add(value, weights[v], sums[r][v]);
     }
   }
 #pragma GCC unroll 16
@@ -73,15 +96,16 @@ static void multiply(const float* x, int64_t x_row, const float* panel, int64_t 
   }
 }
 
-using Multiply = decltype(&multiply<1, 1>);
+using Multiply = decltype(&multiply<Single, 1, 1>);
 
 // By the number of rows less one.
-template <int kVectors, int... rows>
+template <class Format, int kVectors, int... rows>
 constexpr std::array<Multiply, sizeof...(rows)> multiply_by_rows(std::integer_sequence<int, rows...>) {
-  return {multiply<rows + 1, kVectors>...};
+  return {multiply<Format, rows + 1, kVectors>...};
 }
-template <int kVectors>
-constexpr auto kMultiply = multiply_by_rows<kVectors>(std::make_integer_sequence<int, rows_at_once(kVectors)>());
+template <class Format, int kVectors>
+constexpr auto kMultiply =
+    multiply_by_rows<Format, kVectors>(std::make_integer_sequence<int, rows_at_once(kVectors)>());
 
 // One step of a transposition: what has the bit `step` in its place goes from a to b, what has not from b to a.
 template <int step, int... i>
@@ -125,58 +149,76 @@ static void pack(const ProductArguments& a, const float* weight, int64_t inner, 
   }
 }
 
-static void gelu_in_place(float* out, int64_t out_row, int64_t rows, int64_t columns) {
-  for (int64_t r = 0; r < rows; r++, out += out_row)
+// What becomes of finished sums: GELU of them, and the numbers of the format.
+template <class Format>
+static void finish(bool with_gelu, const float* sums, int64_t sums_row, char* out, int64_t out_row, int64_t rows,
+                   int64_t columns) {
+  for (int64_t r = 0; r < rows; r++, sums += sums_row, out += out_row * Format::Number::bytes)
     each_vector(columns, [&](int64_t c, int64_t count) {
-      store_part(out + c, gelu(Native<float>(), load_part(out + c, count)), count);
+      const floats v = load_part(sums + c, count);
+      Format::Number::write(out + c * Format::Number::bytes, with_gelu ? gelu(typename Format::Number(), v) : v, count);
     });
 }
 
 // A block of rows with the columns of one panel.
-template <int kVectors>
-static void multiply_panel(const ProductArguments& a, const float* x, const float* weight, const float* bias,
-                           float* out, int64_t rows, int64_t columns) {
-  constexpr int64_t at_once = rows_at_once(kVectors);
-  alignas(64) float panel[kInnerBlock * kVectors * kLane];
-  alignas(64) float near[at_once * kApart];
-  const bool crowded = a.x_row % kCrowded == 0;
+template <class Format, int kVectors>
+static void multiply_panel(const ProductArguments& a, const float* x, const float* weight, const char* bias, char* out,
+                           int64_t rows, int64_t columns) {
+  constexpr int64_t at_once = rows_at_once(kVectors), width = kVectors * kLane;
+  constexpr bool rounds = Format::rounds;
+  alignas(64) float panel[kInnerBlock * width];
+  alignas(64) float elsewhere[rounds ? (kMostRows + rows_at_once(2)) * width : 1];
+  alignas(64) float first_sums[width];
+  if (bias) read_row(typename Format::Number(), bias, columns, first_sums);
   const int64_t parts = std::max<int64_t>(1, divide(a.inner, kInnerBlock)), steps = parts * divide(rows, at_once);
   // The weights of the next panel, as they usually lie, are asked for little by little.
-  const float* next = weight + kVectors * kLane * a.weight_column;
-  const int64_t ahead = divide(kVectors * kLane * a.inner, steps);
+  const float* next = weight + width * a.weight_column;
+  const int64_t ahead = divide(width * a.inner, steps);
 
   for (int64_t part = 0; part < parts; part++) {
     const int64_t k = a.inner * part / parts, inner = a.inner * (part + 1) / parts - k;
-    pack(a, weight + k * a.weight_inner, inner, columns, kVectors * kLane, panel);
+    pack(a, weight + k * a.weight_inner, inner, columns, width, panel);
     for (int64_t row = 0; row < rows; row += at_once, next += ahead) {
       const int64_t some = std::min(at_once, rows - row);
-      const float* source = x + row * a.x_row + k;
-      float* target = out + row * a.out_row;
+      char* target = out + row * a.out_row * Format::Number::bytes;
+      float* sums = rounds ? elsewhere + (parts > 1 ? row * width : 0) : (float*)target;
+      const int64_t sums_row = rounds ? width : a.out_row;
       for (int64_t i = 0; i < ahead; i += kLineFloats) __builtin_prefetch(next + i, 0, 2);
-      for (int64_t r = 0; crowded && r < some; r++)
-        memcpy(near + r * kApart, source + r * a.x_row, inner * sizeof(float));
-      kMultiply<kVectors>[some - 1](crowded ? near : source, crowded ? kApart : a.x_row, panel, inner, bias, part > 0,
-                                    target, a.out_row, columns);
-      if (a.gelu && part + 1 == parts) gelu_in_place(target, a.out_row, some, columns);
+      kMultiply<Format, kVectors>[some - 1](x + row * a.x_row + k, a.x_row, panel, inner, bias ? first_sums : nullptr,
+                                            part > 0, sums, sums_row, columns);
+      if ((a.gelu || rounds) && part + 1 == parts)
+        finish<Format>(a.gelu, sums, sums_row, target, a.out_row, some, columns);
     }
   }
 }
 
 // A block of rows with some panels.
+template <class Format>
 static void multiply_block(const ProductArguments& a, int64_t group, int64_t row, int64_t rows, int64_t first,
                            int64_t last) {
-  const float* x = a.x + group * a.x_group + row * a.x_row;
-  const float* weight = a.weight + group * a.weight_group;
-  float* out = a.out + group * a.out_group + row * a.out_row;
+  const float* x = (const float*)a.x + group * a.x_group + row * a.x_row;
+  const float* weight = (const float*)a.weight + group * a.weight_group;
+  char* out = (char*)a.out + (group * a.out_group + row * a.out_row) * Format::Number::bytes;
   for (int64_t panel = first; panel < last; panel++) {
     const int64_t c = panel * 2 * kLane, columns = panel + 1 < panels_of(a) ? 2 * kLane : a.columns - c;
     const int64_t vectors = divide(columns, kLane);
-    const auto run = vectors == 1 ? multiply_panel<1> : vectors == 2 ? multiply_panel<2> : multiply_panel<3>;
-    run(a, x, weight + c * a.weight_column, a.bias ? a.bias + c : nullptr, out + c, rows, columns);
+    const auto run = vectors == 1   ? multiply_panel<Format, 1>
+                     : vectors == 2 ? multiply_panel<Format, 2>
+                                    : multiply_panel<Format, 3>;
+    const char* bias = a.bias ? (const char*)a.bias + c * Format::Number::bytes : nullptr;
+    run(a, x, weight + c * a.weight_column, bias, out + c * Format::Number::bytes, rows, columns);
   }
 }
 
-void product(const ProductArguments& a) {
+// Sizes and strides that counted numbers count words.
+static ProductArguments in_words(ProductArguments a, int64_t numbers) {
+  for (int64_t* value : {&a.inner, &a.x_group, &a.x_row, &a.weight_group, &a.weight_column}) *value /= numbers;
+  return a;
+}
+
+template <class Format>
+static void product_of(const ProductArguments& numbers) {
+  const ProductArguments a = in_words(numbers, Format::in_a_word);
   const int64_t work = a.groups * a.rows * a.inner * a.columns, panels = panels_of(a);
   const int64_t threads = work < kWorthThreads ? 1 : a.threads;
   const int64_t share = a.groups % threads == 0 ? 1 : threads;  // of the threads, for one group
@@ -184,17 +226,22 @@ void product(const ProductArguments& a) {
   // Blocks that fit the cache, the same number for each thread; panels are divided where rows are too few for that, unless
   // there are not enough panels to do it evenly.
   const int64_t most = std::max<int64_t>(1, a.rows / (panels < 4 * share ? kFewestRows / 4 : kFewestRows));
-  const int64_t bytes = a.rows * (a.inner + a.columns) * int64_t(sizeof(float));
+  const int64_t bytes = a.rows * (a.inner * int64_t(sizeof(float)) + a.columns * Format::Number::bytes);
   const int64_t wanted = divide(divide(bytes, kBlockBytes), share) * share;
   const int64_t number = wanted <= most ? wanted : most > share ? most / share * share : most;
-  const int64_t block = divide(divide(a.rows, number), rows_at_once(2)) * rows_at_once(2);
+  const bool wait = Format::rounds && a.inner > kInnerBlock;
+  const int64_t rows = std::min(divide(a.rows, number), wait ? kMostRows : a.rows);
+  const int64_t block = divide(rows, rows_at_once(2)) * rows_at_once(2);
   const int64_t blocks = divide(a.rows, block), parts = std::min(panels, divide(share, blocks));
 
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t task = 0; task < a.groups * blocks * parts; task++) {
     const int64_t part = task % parts, row = task / parts % blocks * block, group = task / parts / blocks;
-    multiply_block(a, group, row, std::min(block, a.rows - row), panels * part / parts, panels * (part + 1) / parts);
+    multiply_block<Format>(a, group, row, std::min(block, a.rows - row), panels * part / parts,
+                           panels * (part + 1) / parts);
   }
 }
+
+void product(const ProductArguments& a) { a.dtype == kBFloat16 ? product_of<Pair>(a) : product_of<Single>(a); }
 
 }  // namespace visionssm::VISIONSSM_TARGET

@@ -197,11 +197,15 @@ INLINE halves narrow(words v) { return __builtin_convertvector(v, halves); }
 INLINE floats from_bfloat16(halves bits) { return (floats)(widen(bits) << 16); }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
+#if defined(__AVX512BF16__)
+INLINE halves to_bfloat16(floats v) { return (halves)_mm512_cvtneps_pbh(v); }
+#else
 INLINE halves to_bfloat16(floats v) {
   const words bits = (words)v;
   const words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   return narrow((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
 }
+#endif
 
 #if defined(__AVX512F__)
 INLINE floats from_float16(halves bits) { return _mm512_cvtph_ps((__m256i)bits); }

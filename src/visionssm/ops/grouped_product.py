@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .matrix_product import on_plain_cpu
-from .native_product import is_chosen, native_product
+from .native_product import is_chosen, native_product, takes_in_place
 from .schema import _library
 
 _library.define("grouped_linear(Tensor x, Tensor weight) -> Tensor")
@@ -34,8 +34,8 @@ def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def _forward(x: Tensor, weight: Tensor) -> Tensor:
     rows = x.flatten(0, -3)
-    multiply = native_product if is_chosen(x.dtype, "grouped linear", _ways) else _by_torch
-    return multiply(rows, weight).view(*x.shape[:-1], -1)
+    native = takes_in_place(rows, weight) and is_chosen(x.dtype, "grouped linear", _ways)
+    return (native_product if native else _by_torch)(rows, weight).view(*x.shape[:-1], -1)
 
 
 def _by_torch(x: Tensor, weight: Tensor) -> Tensor:
@@ -45,8 +45,8 @@ def _by_torch(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def _ways() -> dict[str, Callable[[], Tensor]]:
-    x, weight = torch.ones(196, 4, 87), torch.ones(4, 87, 87)
+def _ways(dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
+    x, weight = torch.ones(196, 4, 88, dtype=dtype), torch.ones(4, 88, 88, dtype=dtype)
     return {"library": lambda: _by_torch(x, weight), "native": lambda: native_product(x, weight)}
 
 

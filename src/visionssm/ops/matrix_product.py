@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.flop_counter import register_flop_formula
 
-from .native_product import is_chosen, native_product
+from .native_product import DTYPES, is_chosen, native_product, takes_in_place
 from .product_choice import fastest, wanted
 from .schema import _library
 
-DTYPES = (torch.float32, torch.bfloat16)
 _FEW_ROWS = 2048
 
 _library.define("linear(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
@@ -102,9 +101,9 @@ def _native_for_few_rows(dtype: torch.dtype) -> bool:
     return is_chosen(dtype, "linear of few rows", _ways_for_few_rows)
 
 
-def _ways_for_few_rows() -> dict[str, Callable[[], object]]:
-    layers = _layers((196, 192, 768), (196, 768, 192), (49, 384, 384), (784, 96, 192), dtype=torch.float32)
-    library = _by_onednn if uses_onednn() else F.linear
+def _ways_for_few_rows(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    layers = _layers((196, 192, 768), (196, 768, 192), (49, 384, 384), (784, 96, 192), dtype=dtype)
+    library = _by_onednn if uses_onednn(dtype) else F.linear
     return {"library": partial(_multiply, library, layers), "native": partial(_multiply, native_product, layers)}
 
 
@@ -128,8 +127,7 @@ def product(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False, out: Tensor | None = None
 ) -> Tensor:
     """:func:`linear` of a matrix x without autograd, written into `out` where that is given."""
-    # Rows a multiple of 2 KiB apart displace each other from the cache while the native product reads them.
-    if len(x) <= _FEW_ROWS and x.shape[1] % 512 and _native_for_few_rows(x.dtype):
+    if len(x) <= _FEW_ROWS and takes_in_place(x, weight) and _native_for_few_rows(x.dtype):
         return native_product(x, weight, bias, gelu=gelu, out=out)
     if uses_onednn(x.dtype):
         result = _by_onednn(x, weight, bias, gelu)

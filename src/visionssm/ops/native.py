@@ -20,6 +20,7 @@ from .walk import state_dtype
 
 _CHECKPOINT_STEPS = 64
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "baseline")  # the best first
 _DONE, _BAD_PATH, _NO_MEMORY = 0, 1, 2
 _NO_TENSOR = (0, 0, 0, 0, 0)
 
@@ -96,8 +97,9 @@ def use_instruction_set(name: str = "") -> str:
     """Runs the kernels with the named instruction set from now on; returns the name of what is used.
 
     Args:
-        name: "avx512", "avx2", "baseline" (NEON on ARM, SSE2 on x86), or "" for the best that this processor has, which is where
-            every process begins, unless the environment variable VISIONSSM_CPU names another.
+        name: one of `INSTRUCTION_SETS` ("avx512bf16" is AVX-512 with products of bfloat16, "baseline" is NEON on ARM, SSE2 on
+            x86), or "" for the best that this processor has, which is where every process begins, unless the environment
+            variable VISIONSSM_CPU names another.
 
     Raises:
         ValueError: this processor does not have it.
@@ -105,7 +107,7 @@ def use_instruction_set(name: str = "") -> str:
     Example:
         >>> use_instruction_set("baseline")
         'baseline'
-        >>> use_instruction_set() in ("avx512", "avx2", "baseline")
+        >>> use_instruction_set() in INSTRUCTION_SETS
         True
     """
     library, reason = _load()
@@ -114,7 +116,7 @@ def use_instruction_set(name: str = "") -> str:
     found = library.visionssm_use_instruction_set(name.encode())
     if found is None:
         raise ValueError(
-            f"name: got {name!r}, which this processor does not have; choose 'avx512', 'avx2', 'baseline' or ''"
+            f"name: got {name!r}, which this processor does not have; choose from {', '.join(INSTRUCTION_SETS)}, or ''"
         )
     return found.decode()
 

@@ -1,5 +1,6 @@
-"""Matrix products by the native kernel: float32, with bias and GELU in the same pass, for one matrix or a group of them."""
+"""Matrix products by the native kernel: float32 or bfloat16, bias and GELU in the same pass, one matrix or a group of them."""
 
+import math
 from array import array
 from collections.abc import Callable, Mapping
 
@@ -10,24 +11,34 @@ from . import native
 from .backends import choose_backend
 from .product_choice import fastest, wanted
 
+DTYPES = (torch.float32, torch.bfloat16)
+_LINE = 64  # bytes, of the cache
+_CROWDED = (
+    4096  # bytes; rows a multiple of this apart share their places in the first-level cache, and displace each other
+)
 
-def is_chosen(dtype: torch.dtype, question: str, ways: Callable[[], Mapping[str, Callable[[], object]]]) -> bool:
+
+def is_chosen(
+    dtype: torch.dtype, question: str, ways: Callable[[torch.dtype], Mapping[str, Callable[[], object]]]
+) -> bool:
     """Whether the native kernel is there for CPU tensors of this dtype and is faster here than what torch has.
 
     Args:
         dtype: of the matrices.
-        question: what is done; decided once for it, and kept for the process.
+        question: what is done; decided once for it and the dtype, and kept for the process.
         ways: makes what is measured: "library" and "native", each does it once.
     """
-    if dtype != torch.float32 or choose_backend("auto", torch.device("cpu"), dtype) != "native":
+    if dtype not in DTYPES or choose_backend("auto", torch.device("cpu"), dtype) != "native":
         return False
-    if question not in _decisions:
+    if (question, dtype) not in _decisions:
         choice = wanted()
-        _decisions[question] = choice == "native" or (choice == "auto" and fastest(ways(), question) == "native")
-    return _decisions[question]
+        _decisions[question, dtype] = choice == "native" or (
+            choice == "auto" and fastest(ways(dtype), f"{question} {dtype}") == "native"
+        )
+    return _decisions[question, dtype]
 
 
-_decisions: dict[str, bool] = {}
+_decisions: dict[tuple[str, torch.dtype], bool] = {}
 
 
 def native_product(
@@ -43,33 +54,36 @@ def native_product(
         out: (rows, out), or (rows, groups, out), dense in the last axis, which the result is written to.
 
     Raises:
-        TypeError: a dtype other than float32.
-        ValueError: sizes that do not fit.
+        TypeError: another dtype than float32 and bfloat16, or several.
+        ValueError: sizes that do not fit; in bfloat16 an odd number `in`, because it is multiplied in pairs.
 
     Example:
         >>> native_product(torch.ones(2, 3), torch.ones(4, 3)).tolist()
         [[3.0, 3.0, 3.0, 3.0], [3.0, 3.0, 3.0, 3.0]]
     """
-    if not x.dtype == weight.dtype == (weight if bias is None else bias).dtype == torch.float32:
-        raise TypeError(f"the native product takes float32, got x {x.dtype}, weight {weight.dtype}")
+    if x.dtype not in DTYPES or not x.dtype == weight.dtype == (weight if bias is None else bias).dtype:
+        raise TypeError(f"the native product takes one of float32 and bfloat16, got x {x.dtype}, weight {weight.dtype}")
     if weight.dim() != x.dim() or x.shape[1:] != (*weight.shape[:-2], weight.shape[-1]):
         raise ValueError(
             f"x {tuple(x.shape)} and weight {tuple(weight.shape)}: need (rows, in) and (out, in), or one of each per group"
         )
     if bias is not None and bias.shape != weight.shape[-2:-1]:
         raise ValueError(f"bias: got {tuple(bias.shape)}, need as many as the weight {tuple(weight.shape)} has outputs")
+    if not takes(x.dtype, x.shape[-1]):
+        raise ValueError(f"x {tuple(x.shape)}: bfloat16 is multiplied in pairs, so `in` has to be even")
     if out is None:
         out = x.new_empty(*x.shape[:-1], weight.shape[-2])
     if out.numel() == 0:
         return out
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    weight = weight if 1 in weight.stride()[-2:] else weight.contiguous()
+    x = x if _reads(x) else _apart(x)
+    weight = weight if _reads_weight(weight) else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     single = x.dim() == 2
     numbers = array(
         "q",
         (
-            1 if single else x.shape[1], x.shape[0], x.shape[-1], out.shape[-1], torch.get_num_threads(), gelu,
+            1 if single else x.shape[1], x.shape[0], x.shape[-1], out.shape[-1],
+            torch.get_num_threads(), gelu, native.DTYPES[x.dtype],
             x.data_ptr(), 0 if single else x.stride(1), x.stride(0),
             weight.data_ptr(), 0 if single else weight.stride(0), *weight.stride()[-2:],
             0 if bias is None else bias.data_ptr(),
@@ -78,3 +92,33 @@ def native_product(
     )  # fmt: skip
     native.product(numbers)
     return out
+
+
+def takes(dtype: torch.dtype, *inner: int) -> bool:
+    """Whether :func:`native_product` multiplies matrices of this dtype and of such numbers `in`: bfloat16 goes in pairs."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and all(number % 2 == 0 for number in inner))
+
+
+def takes_in_place(x: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`native_product` takes these, and copies neither."""
+    return takes(x.dtype, x.shape[-1]) and _reads(x) and _reads_weight(weight)
+
+
+def _reads(x: Tensor) -> bool:
+    return x.stride(-1) == 1 and _in_pairs(x) and x.stride(0) * x.itemsize % _CROWDED != 0
+
+
+def _reads_weight(weight: Tensor) -> bool:
+    # A transposed one would have the pairs of bfloat16 in two rows.
+    return weight.stride(-1) == 1 and _in_pairs(weight) if weight.dtype == torch.bfloat16 else 1 in weight.stride()[-2:]
+
+
+def _in_pairs(matrix: Tensor) -> bool:
+    return matrix.dtype != torch.bfloat16 or all(stride % 2 == 0 for stride in matrix.stride()[:-1])
+
+
+def _apart(x: Tensor) -> Tensor:
+    """A copy whose rows lie a line of the cache farther apart than they are long."""
+    length = math.prod(x.shape[1:])
+    memory = x.new_empty(len(x), length + _LINE // x.itemsize)
+    return memory[:, :length].unflatten(1, x.shape[1:]).copy_(x)

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from .backends import choose_backend
 from .matrix_product import DTYPES, fits, linear, on_plain_cpu, product
 from .native import bias_gelu, gelu_backward
-from .native_product import is_chosen, native_product
+from .native_product import is_chosen, native_product, takes
 from .schema import _library
 
 _TILE_BYTES = 2**22  # of the hidden activations
@@ -70,7 +70,7 @@ def _forward(
     kept = x.new_empty((len(rows), len(weight1)) if keep else 0)
     tiles = _tiles(len(rows), len(weight1), x.element_size())
     out = x.new_empty(len(rows), len(weight2)) if len(tiles) > 1 else None
-    native = not keep and is_chosen(x.dtype, "MLP in tiles", _ways)
+    native = not keep and takes(x.dtype, x.shape[-1], len(weight1)) and is_chosen(x.dtype, "MLP in tiles", _ways)
     for tile in tiles:
         place = None if out is None else out[tile]
         if native:
@@ -91,14 +91,14 @@ def _native_tile(
 ) -> Tensor:
     columns = len(weight1)
     # Rows a multiple of 1 KiB apart would displace each other from the cache.
-    hidden = _memory.take(len(rows), columns + (16 if columns % 256 == 0 else 0))[:, :columns]
+    hidden = _memory.take(len(rows), columns + (32 if columns % 256 == 0 else 0), rows.dtype)[:, :columns]
     native_product(rows, weight1, bias1, gelu=True, out=hidden)
     return native_product(hidden, weight2, bias2, out=out)
 
 
-def _ways() -> dict[str, Callable[[], None]]:
+def _ways(dtype: torch.dtype) -> dict[str, Callable[[], None]]:
     sizes = [(2730, 96, 384), (682, 384, 1536)]  # rows, width and hidden width of tiles
-    layers = [list(map(torch.ones, [(n, w), (h, w), (h,), (w, h), (w,)])) for n, w, h in sizes]
+    layers = [[torch.ones(size, dtype=dtype) for size in ((n, w), (h, w), (h,), (w, h), (w,))] for n, w, h in sizes]
 
     def library() -> None:
         for rows, weight1, bias1, weight2, bias2 in layers:
@@ -116,10 +116,11 @@ class _Memory(threading.local):
 
     held = torch.empty(0)
 
-    def take(self, rows: int, columns: int) -> Tensor:
-        if self.held.numel() < rows * columns:
-            self.held = torch.empty(rows * columns)
-        return self.held[: rows * columns].view(rows, columns)
+    def take(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        numbers = rows * columns
+        if self.held.nbytes < numbers * dtype.itemsize:
+            self.held = torch.empty(numbers * dtype.itemsize, dtype=torch.uint8)
+        return self.held[: numbers * dtype.itemsize].view(dtype).view(rows, columns)
 
 
 _memory = _Memory()
