@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from visionssm.ops import native
-from visionssm.ops.native_product import native_product
+from visionssm.ops.native_product import add_native_product, native_product
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="the native back-end was not built")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -75,6 +75,19 @@ def test_transposed_weights(instruction_set, size, dtype):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
+def test_products_of_transposed_matrices_are_added(instruction_set, size):
+    rows, inner, columns = size
+    (_, x), (_, weight) = surrounded(inner, rows), surrounded(inner, columns)
+    memory, total = surrounded(rows, columns, value=7.0)
+    wanted = total.double() + x.double().T @ weight.double()
+    add_native_product(total, x.t(), weight.t())
+    assert close(total, wanted, inner)
+    assert close(native_product(x.t(), weight.t(), gelu=True), F.gelu(x.double().T @ weight.double()), inner)
+    total.fill_(7)
+    assert bool((memory == 7).all())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
 def test_groups(instruction_set, size, dtype):
     rows, inner, columns = size[0], even(size[1], dtype), size[2]
     (_, x), (_, weight) = surrounded(rows, 3, inner, dtype=dtype), surrounded(3, columns, inner, dtype=dtype)
@@ -132,3 +145,8 @@ def test_what_does_not_fit_is_named():
             native_product(x, wrong)
     with pytest.raises(ValueError, match="bias"):
         native_product(x, weight, torch.ones(4))
+    with pytest.raises(TypeError, match="bias"):
+        native_product(x, weight, torch.ones(8).double())
+    for total in (torch.ones(6, 4), torch.ones(6, 8).bfloat16()):
+        with pytest.raises(ValueError, match="total"):
+            add_native_product(total, x, weight)

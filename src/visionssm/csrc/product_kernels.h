@@ -27,7 +27,7 @@ constexpr int rows_at_once(int vectors) { return std::min((kRegisters - 1 - vect
 
 constexpr int64_t kBlockBytes = 1 << 20;    // of x and out, which stay in the cache from one panel to the next
 constexpr int64_t kFewestRows = 256;        // of a block: for fewer packing a panel takes too large a share
-constexpr int64_t kInnerBlock = 768;        // more words are summed in parts: that rounds less, and a panel stays in the cache
+constexpr int64_t kInnerBlock = 768;        // more words are summed in parts: that rounds less, and a panel stays in cache
 constexpr int64_t kWorthThreads = 1 << 20;  // multiply-adds for which it is worth waking others
 constexpr int64_t kMostRows = 512;          // of a block whose sums wait for the last part before they are rounded
 constexpr int64_t kPrefetch = 256;          // words of the panel that are asked for in advance
@@ -40,14 +40,15 @@ INLINE int64_t panels_of(const ProductArguments& a) { return std::max<int64_t>(1
 // What a word holds, and how products of words are added to sums.
 struct Single {
   using Number = Native<float>;
-  static constexpr int64_t in_a_word = 1;
-  static constexpr bool rounds = false;
+  static constexpr int64_t in_a_word = 1, inner_block = kInnerBlock;
+  static constexpr bool rounds = false, transposed = false;
   INLINE floats add(const float* x, floats weights, floats sums) { return fma(broadcast(*x), weights, sums); }
 };
 
 struct Pair {
   using Number = BFloat16;
-  static constexpr int64_t in_a_word = 2;
+  static constexpr int64_t in_a_word = 2, inner_block = kInnerBlock;
+  static constexpr bool transposed = false;
   static constexpr bool rounds = true;  // sums are made elsewhere, and written when all parts are there
   INLINE floats add(const float* x, floats weights, floats sums) {
     uint32_t word;
@@ -62,15 +63,21 @@ struct Pair {
   }
 };
 
+// float32 with x transposed in memory, of which only so much stays in the cache from one panel to the next.
+struct Transposed : Single {
+  static constexpr int64_t inner_block = 384;
+  static constexpr bool transposed = true;
+};
+
 // sums = x panel + bias, or added to the sums.
 template <class Format, int kRows, int kVectors>
-static void multiply(const float* x, int64_t x_row, const float* panel, int64_t inner, const float* bias, bool add,
+static void multiply(const float* x, int64_t x_stride, const float* panel, int64_t inner, const float* bias, bool add,
                      float* out, int64_t out_row, int64_t columns) {
   const auto count = [columns](int v) { return v + 1 < kVectors ? kLane : columns - v * kLane; };
   floats sums[kRows][kVectors] = {};
-  const float* rows[(kRows + 3) / 4];  // four rows each are addressed from one register
+  const float* rows[(kRows + 3) / 4];  // four rows each are addressed from one register, unless they lie side by side
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; r += 4) rows[r / 4] = opaque(x + r * x_row);
+  for (int r = 0; r < kRows; r += 4) rows[r / 4] = opaque(x + r * (Format::transposed ? 1 : x_stride));
   for (int64_t k = 0; k < inner; k++, panel += kVectors * kLane) {
     floats weights[kVectors];
 #pragma GCC unroll 16
@@ -80,7 +87,7 @@ static void multiply(const float* x, int64_t x_row, const float* panel, int64_t 
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; r++) {
-      const float* value = rows[r / 4] + k + r % 4 * x_row;
+      const float* value = Format::transposed ? x + k * x_stride + r : rows[r / 4] + k + r % 4 * x_stride;
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; v++) sums[r][v] = Format::add(value, weights[v], sums[r][v]);
     }
@@ -170,7 +177,7 @@ static void multiply_panel(const ProductArguments& a, const float* x, const floa
   alignas(64) float elsewhere[rounds ? (kMostRows + rows_at_once(2)) * width : 1];
   alignas(64) float first_sums[width];
   if (bias) read_row(typename Format::Number(), bias, columns, first_sums);
-  const int64_t parts = std::max<int64_t>(1, divide(a.inner, kInnerBlock)), steps = parts * divide(rows, at_once);
+  const int64_t parts = std::max<int64_t>(1, divide(a.inner, Format::inner_block)), steps = parts * divide(rows, at_once);
   // The weights of the next panel, as they usually lie, are asked for little by little.
   const float* next = weight + width * a.weight_column;
   const int64_t ahead = divide(width * a.inner, steps);
@@ -184,8 +191,8 @@ static void multiply_panel(const ProductArguments& a, const float* x, const floa
       float* sums = rounds ? elsewhere + (parts > 1 ? row * width : 0) : (float*)target;
       const int64_t sums_row = rounds ? width : a.out_row;
       for (int64_t i = 0; i < ahead; i += kLineFloats) __builtin_prefetch(next + i, 0, 2);
-      kMultiply<Format, kVectors>[some - 1](x + row * a.x_row + k, a.x_row, panel, inner, bias ? first_sums : nullptr,
-                                            part > 0, sums, sums_row, columns);
+      kMultiply<Format, kVectors>[some - 1](x + row * a.x_row + k * a.x_inner, Format::transposed ? a.x_inner : a.x_row, panel, inner, bias ? first_sums : nullptr,
+                                            a.add || part > 0, sums, sums_row, columns);
       if ((a.gelu || rounds) && part + 1 == parts)
         finish<Format>(a.gelu, sums, sums_row, target, a.out_row, some, columns);
     }
@@ -242,6 +249,9 @@ static void product_of(const ProductArguments& numbers) {
   }
 }
 
-void product(const ProductArguments& a) { a.dtype == kBFloat16 ? product_of<Pair>(a) : product_of<Single>(a); }
+void product(const ProductArguments& a) {
+  if (a.dtype == kBFloat16) return product_of<Pair>(a);
+  a.x_inner == 1 ? product_of<Single>(a) : product_of<Transposed>(a);
+}
 
 }  // namespace visionssm::VISIONSSM_TARGET

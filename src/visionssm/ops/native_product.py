@@ -48,7 +48,7 @@ def native_product(
 
     Args:
         x: (rows, in), or (rows, groups, in).
-        weight: (out, in), or (groups, out, in); read as it lies, and transposed.
+        weight: (out, in), or (groups, out, in). Float32 is read as it lies, and transposed, here and in x.
         bias: (out), for every group, or None.
         gelu: apply the exact GELU.
         out: (rows, out), or (rows, groups, out), dense in the last axis, which the result is written to.
@@ -61,37 +61,68 @@ def native_product(
         >>> native_product(torch.ones(2, 3), torch.ones(4, 3)).tolist()
         [[3.0, 3.0, 3.0, 3.0], [3.0, 3.0, 3.0, 3.0]]
     """
-    if x.dtype not in DTYPES or not x.dtype == weight.dtype == (weight if bias is None else bias).dtype:
+    _check(x, weight)
+    if (weight if bias is None else bias).dtype != weight.dtype:
+        raise TypeError(f"bias: got {bias.dtype}, need {weight.dtype} as in the weight")  # type: ignore[union-attr]
+    if bias is not None and bias.shape != weight.shape[-2:-1]:
+        raise ValueError(f"bias: got {tuple(bias.shape)}, need as many as the weight {tuple(weight.shape)} has outputs")
+    if out is None:
+        out = x.new_empty(*x.shape[:-1], weight.shape[-2])
+    _run(x, weight, None if bias is None else bias.contiguous(), gelu, False, out)
+    return out
+
+
+def add_native_product(total: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Adds x W^T to the total, all of float32, without autograd.
+
+    Args:
+        total: (rows, out), dense in the last axis.
+        x: (rows, in), read as it lies, and transposed.
+        weight: (out, in), read so too.
+
+    Example:
+        >>> total = torch.ones(1, 2)
+        >>> add_native_product(total, torch.ones(1, 3), torch.ones(2, 3))
+        >>> total.tolist()
+        [[4.0, 4.0]]
+    """
+    _check(x, weight)
+    if not total.dtype == x.dtype == torch.float32 or total.shape != (len(x), len(weight)):
+        raise ValueError(
+            f"total: got {tuple(total.shape)} of {total.dtype}, need {(len(x), len(weight))}, and float32 everywhere"
+        )
+    _run(x, weight, None, False, True, total)
+
+
+def _check(x: Tensor, weight: Tensor) -> None:
+    if x.dtype not in DTYPES or x.dtype != weight.dtype:
         raise TypeError(f"the native product takes one of float32 and bfloat16, got x {x.dtype}, weight {weight.dtype}")
     if weight.dim() != x.dim() or x.shape[1:] != (*weight.shape[:-2], weight.shape[-1]):
         raise ValueError(
             f"x {tuple(x.shape)} and weight {tuple(weight.shape)}: need (rows, in) and (out, in), or one of each per group"
         )
-    if bias is not None and bias.shape != weight.shape[-2:-1]:
-        raise ValueError(f"bias: got {tuple(bias.shape)}, need as many as the weight {tuple(weight.shape)} has outputs")
     if not takes(x.dtype, x.shape[-1]):
         raise ValueError(f"x {tuple(x.shape)}: bfloat16 is multiplied in pairs, so `in` has to be even")
-    if out is None:
-        out = x.new_empty(*x.shape[:-1], weight.shape[-2])
+
+
+def _run(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, add: bool, out: Tensor) -> None:
     if out.numel() == 0:
-        return out
+        return
     x = x if _reads(x) else _apart(x)
     weight = weight if _reads_weight(weight) else weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
     single = x.dim() == 2
     numbers = array(
         "q",
         (
             1 if single else x.shape[1], x.shape[0], x.shape[-1], out.shape[-1],
-            torch.get_num_threads(), gelu, native.DTYPES[x.dtype],
-            x.data_ptr(), 0 if single else x.stride(1), x.stride(0),
+            torch.get_num_threads(), gelu, add, native.DTYPES[x.dtype],
+            x.data_ptr(), 0 if single else x.stride(1), x.stride(0), x.stride(-1),
             weight.data_ptr(), 0 if single else weight.stride(0), *weight.stride()[-2:],
             0 if bias is None else bias.data_ptr(),
             out.data_ptr(), 0 if single else out.stride(1), out.stride(0),
         ),
     )  # fmt: skip
     native.product(numbers)
-    return out
 
 
 def takes(dtype: torch.dtype, *inner: int) -> bool:
@@ -105,7 +136,9 @@ def takes_in_place(x: Tensor, weight: Tensor) -> bool:
 
 
 def _reads(x: Tensor) -> bool:
-    return x.stride(-1) == 1 and _in_pairs(x) and x.stride(0) * x.itemsize % _CROWDED != 0
+    if x.stride(-1) != 1:
+        return x.stride(0) == 1 and x.dtype == torch.float32
+    return _in_pairs(x) and x.stride(0) * x.itemsize % _CROWDED != 0
 
 
 def _reads_weight(weight: Tensor) -> bool:

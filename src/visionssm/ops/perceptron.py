@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from .backends import choose_backend
 from .matrix_product import DTYPES, fits, linear, on_plain_cpu, product
 from .native import bias_gelu, gelu_backward
-from .native_product import is_chosen, native_product, takes
+from .native_product import add_native_product, is_chosen, native_product, takes
 from .schema import _library
 
 _TILE_BYTES = 2**22  # of the hidden activations
@@ -148,15 +148,37 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     grad_x = torch.empty_like(rows)
-    grad_weights = torch.zeros_like(weight1), torch.zeros_like(weight2)
+    # The first one transposed, as (in, hidden): products of few rows and many columns are faster.
+    grad_weight1, grad_weight2 = x.new_zeros(weight1.shape[::-1]), x.new_zeros(weight2.shape)
     grad_bias1 = x.new_zeros(len(weight1))
+    native = is_chosen(x.dtype, "weight gradients of an MLP", _ways_of_weight_gradients)
+    add_product = add_native_product if native else _add_product
     for tile in _tiles(len(rows), len(weight1), x.element_size()):
         grad_hidden = product(grad[tile], weight2.t())
-        grad_weights[1].addmm_(grad[tile].t(), _differentiate_gelu(hidden[tile], grad_hidden))
-        grad_weights[0].addmm_(grad_hidden.t(), rows[tile])
+        activated = _differentiate_gelu(hidden[tile], grad_hidden)
+        add_product(grad_weight2, grad[tile].t(), activated.t())
+        add_product(grad_weight1, rows[tile].t(), grad_hidden.t())
         grad_bias1 += grad_hidden.sum(0)
         product(grad_hidden, weight1.t(), out=grad_x[tile])
-    return grad_x.view(x.shape), grad_weights[0], grad_bias1, grad_weights[1], grad.sum(0)
+    return grad_x.view(x.shape), grad_weight1.t().contiguous(), grad_bias1, grad_weight2, grad.sum(0)
+
+
+def _add_product(total: Tensor, x: Tensor, weight: Tensor) -> None:
+    total.addmm_(x, weight.t())
+
+
+def _ways_of_weight_gradients(dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+    sizes = [(2730, 96, 384), (682, 384, 1536)]  # rows, width and hidden width of tiles
+    tiles = [[torch.ones(size, dtype=dtype) for size in ((w, h), (n, w), (n, h))] for n, w, h in sizes]
+
+    def way(add_product: Callable[..., None]) -> Callable[[], None]:
+        def run() -> None:
+            for total, grad, hidden in tiles:
+                add_product(total, grad.t(), hidden.t())
+
+        return run
+
+    return {"library": way(_add_product), "native": way(add_native_product)}
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
