@@ -44,12 +44,6 @@ def test_the_page_has_every_release_with_its_facts():
         assert licence == (release.weights_license if release.has_weights else "-"), name
 
 
-@pytest.mark.parametrize("name", [name for name in all_releases() if "nano" in name])
-def test_the_counts_of_small_models_are_up_to_date(name, table):
-    assert table.row(name, all_releases()[name]) in (ROOT / "docs" / "models.md").read_text()
-
-
-@pytest.mark.slow
 def test_the_whole_page_is_up_to_date(table):
     assert table.page() == (ROOT / "docs" / "models.md").read_text()
 
