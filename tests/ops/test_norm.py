@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from visionssm.ops import add_rms_norm, default_backend, layer_norm, native, rms_norm
+from visionssm.ops import add_layer_norm, add_rms_norm, default_backend, layer_norm, native, rms_norm
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="the native back-end was not built")
 SHAPES = [(9, 96), (4, 16), (1, 1), (5, 3), (2, 3, 37), (3, 768), (0, 8)]
@@ -32,6 +32,48 @@ def test_values_on_every_instruction_set(instruction_set, shape):
     for parameters in ((weight, bias), (weight, None), (None, bias), (None, None)):
         found = layer_norm(x, *parameters)
         torch.testing.assert_close(found, expected(x, *parameters).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 16), (2, 3, 1, 37), (3, 2, 50), (2, 3, 8)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_groups_with_parameters_of_their_own(instruction_set, shape, dtype):
+    x, weight, bias = (torch.randn(size).to(dtype) for size in (shape, shape[-2:], shape[-2:]))
+    rounding = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 4e-3, "atol": 1e-4}
+    for w, b in ((weight, bias), (weight, None), (None, bias)):
+        found = layer_norm(x, w, b)
+        wanted = F.layer_norm(x.double(), shape[-1:]) * (1 if w is None else w.double()) + (0 if b is None else b)
+        torch.testing.assert_close(found.double(), wanted, **rounding)
+        with default_backend("torch"):
+            exact = layer_norm(x.float(), *(value if value is None else value.float() for value in (w, b)))
+        torch.testing.assert_close(exact.double(), wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError):
+        layer_norm(x, weight[:, 1:])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_the_sum_is_normalised_and_given_back(instruction_set, shape, dtype):
+    (x, weight, bias), update = arguments(shape, dtype), torch.randn(shape).to(dtype)
+    copies = x.clone(), update.clone()
+    y, total = add_layer_norm(x, update, weight, bias)
+    assert torch.equal(total, x + update) and torch.equal(y, layer_norm(x + update, weight, bias))
+    assert torch.equal(x, copies[0]) and torch.equal(update, copies[1])
+
+
+@torch.no_grad()
+def test_sums_of_views_of_other_shapes_and_backends():
+    x, weight, bias = arguments((4, 6, 8))
+    update = torch.randn(6, 4, 8).transpose(0, 1)
+    y, total = add_layer_norm(x, update, weight, bias)
+    assert torch.equal(total, x + update)
+    with default_backend("torch"):
+        torch.testing.assert_close(add_layer_norm(x, update, weight, bias), (y, total))
+    for other in (update[:1], update.double()):
+        y, total = add_layer_norm(x, other, weight.to(other.dtype), bias.to(other.dtype))
+        assert torch.equal(total, x + other) and y.shape == x.shape
+    torch.library.opcheck(torch.ops.visionssm.add_layer_norm, (x, update, weight, bias, 1e-5))
 
 
 @torch.no_grad()
@@ -72,7 +114,11 @@ def test_nan_stays_in_its_row():
 def test_gradients_and_other_precisions_are_torchs():
     x, weight, bias = (value.requires_grad_() for value in arguments((3, 8)))
     assert torch.equal(layer_norm(x, weight, bias), F.layer_norm(x, (8,), weight, bias))
-    torch.autograd.gradcheck(layer_norm, [v.detach().double().requires_grad_() for v in (x, weight, bias)])
+    exact = [v.detach().double().requires_grad_() for v in (x, weight, bias)]
+    torch.autograd.gradcheck(layer_norm, exact)
+    torch.autograd.gradcheck(add_layer_norm, [torch.ones(3, 8).double().requires_grad_(), *exact])
+    grouped = torch.randn(2, 8).double().requires_grad_()
+    torch.autograd.gradcheck(layer_norm, [torch.randn(3, 2, 8).double().requires_grad_(), grouped, grouped])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer_norm(x, weight, bias), F.layer_norm(x, (8,), weight, bias))
 

@@ -4,13 +4,16 @@
 
 namespace visionssm {
 
+// y = LayerNorm(x), or where there is an addend total = x + addend, y = LayerNorm(total).
 struct NormArguments {
-  int64_t rows, columns, threads, dtype;
+  int64_t rows, columns, threads, dtype, sets;
   const void* x;       // (rows, columns), like all below contiguous and of one dtype
-  const void* weight;  // (columns) or null
-  const void* bias;    // (columns) or null
+  const void* addend;  // (rows, columns) or null
+  const void* weight;  // (sets, columns) or null; rows take turns with the sets
+  const void* bias;    // (sets, columns) or null
   const double* eps;
-  void* y;  // (rows, columns)
+  void* total;  // (rows, columns) or null
+  void* y;      // (rows, columns)
 };
 
 // total = residual + x, y = RMSNorm(total).

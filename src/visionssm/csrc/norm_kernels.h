@@ -25,7 +25,18 @@ static void norm_rows(const NormArguments& a, Format format, int64_t row) {
   const char* bias = (const char*)a.bias;
   char* y = (char*)a.y + row * row_bytes;
   const float share = 1.0f / float(columns);
+  int64_t sets[kRows];
+  for (int r = 0; r < kRows; r++) sets[r] = (row + r) % a.sets * row_bytes;
 
+  if (a.addend) {
+    const char* addend = (const char*)a.addend + row * row_bytes;
+    char* total = (char*)a.total + row * row_bytes;
+    each_vector(kRows * columns, [&](int64_t c, int64_t count) {
+      const floats v = format.read(x + c * bytes, count) + format.read(addend + c * bytes, count);
+      format.write(total + c * bytes, v, count);
+    });
+    x = total;
+  }
   floats sums[kRows] = {}, squares[kRows] = {}, means[kRows], scales[kRows];
   each_vector(columns, [&](int64_t c, int64_t count) {
     for (int r = 0; r < kRows; r++) sums[r] = sums[r] + format.read(x + r * row_bytes + c * bytes, count);
@@ -39,9 +50,9 @@ static void norm_rows(const NormArguments& a, Format format, int64_t row) {
   });
   for (int r = 0; r < kRows; r++) scales[r] = broadcast(1.0f / sqrtf(sum(squares[r]) * share + float(*a.eps)));
   each_vector(columns, [&](int64_t c, int64_t count) {
-    const floats w = weight ? format.read(weight + c * bytes, count) : broadcast(1.0f);
-    const floats b = bias ? format.read(bias + c * bytes, count) : floats{};
     for (int r = 0; r < kRows; r++) {
+      const floats w = weight ? format.read(weight + sets[r] + c * bytes, count) : broadcast(1.0f);
+      const floats b = bias ? format.read(bias + sets[r] + c * bytes, count) : floats{};
       const floats distance = format.read(x + r * row_bytes + c * bytes, count) - means[r];
       format.write(y + r * row_bytes + c * bytes, fma(distance * scales[r], w, b), count);
     }

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import add_rms_norm, layer_norm, rms_norm
+from ..ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .linear import has_hooks
 
 
@@ -31,6 +31,21 @@ def use_fast_norm(model: nn.Module) -> nn.Module:
         if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
             module.__class__ = LayerNorm
     return model
+
+
+def update_norm(norm: nn.Module, x: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+    """norm(total) and total = x + update, in one pass for a plain :class:`LayerNorm`.
+
+    Example:
+        >>> norm, x, update = LayerNorm(8), torch.randn(2, 8), torch.randn(2, 8)
+        >>> y, total = update_norm(norm, x, update)
+        >>> torch.equal(total, x + update), torch.allclose(y, norm(total), atol=1e-6)
+        (True, True)
+    """
+    if type(norm) is LayerNorm and not has_hooks(norm) and tuple(x.shape[-1:]) == norm.normalized_shape:
+        return add_layer_norm(x, update, norm.weight, norm.bias, norm.eps)
+    total = x + update
+    return norm(total), total
 
 
 def norm_gelu(norm: nn.Module, x: Tensor) -> Tensor:

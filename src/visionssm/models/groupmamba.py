@@ -23,10 +23,11 @@ from ..layers.conv_norm import StemConvolutions
 from ..layers.depthwise import apply_depthwise, conv_silu
 from ..layers.linear import has_hooks, is_plain_conv, is_plain_linear
 from ..layers.mlp import Mlp
+from ..layers.norm import update_norm
 from ..layers.residual import add_to, scale_by
 from ..layers.selective import SelectiveScan
 from ..layers.ss2d import PathBuilder
-from ..ops import conv_mlp, gate_silu, grouped_linear, paths
+from ..ops import conv_mlp, gate_silu, grouped_linear, layer_norm, paths
 from ._backbone import HierarchicalBackbone, Stage, drop_path_rates
 from ._build import build_model, init_linear_layers
 from ._keys import Key, KeyTable
@@ -61,9 +62,7 @@ class GroupedLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(groups * channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = x.shape[-2:]
-        x, weight, bias = F.layer_norm(x, shape[1:], eps=self.eps), self.weight.view(shape), self.bias.view(shape)
-        return x * weight + bias if torch.is_grad_enabled() else x.mul_(weight).add_(bias)
+        return layer_norm(x, self.weight.view(x.shape[-2:]), self.bias.view(x.shape[-2:]), self.eps)
 
 
 class GroupedScan(nn.Module):
@@ -191,8 +190,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.mixer(x))
-        return add_to(x, self.drop_path(self.mlp(self.norm2(x))))
+        y, x = update_norm(self.norm2, x, self.drop_path(self.mixer(x)))
+        return add_to(x, self.drop_path(self.mlp(y)))
 
 
 class PaperBlock(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .._messages import choose
 from ..layers.mlp import Mlp
-from ..layers.norm import LayerNorm2d
+from ..layers.norm import LayerNorm2d, update_norm
 from ..layers.residual import add_to
 from ..layers.selective import SelectiveScan
 from ..ops import depthwise_conv, paths
@@ -162,8 +162,9 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(_scaled(self.mixer(self.norm1(x)), self.scale1))
-        return add_to(x, self.drop_path(_scaled(self.mlp(self.norm2(x)), self.scale2)))
+        update = self.drop_path(_scaled(self.mixer(self.norm1(x)), self.scale1))
+        y, x = update_norm(self.norm2, x, update)
+        return add_to(x, self.drop_path(_scaled(self.mlp(y), self.scale2)))
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:

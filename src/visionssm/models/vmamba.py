@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .._messages import choose
 from ..layers.mlp import Mlp
-from ..layers.norm import norm_gelu
+from ..layers.norm import norm_gelu, update_norm
 from ..layers.patches import PatchMerging, PatchStem, conv_downsample
 from ..layers.residual import add_to
 from ..layers.ss2d import SS2D, ConvNorm, PathBuilder, SoftmaxNorm
@@ -94,10 +94,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shape, x = x.shape, x.flatten(1, 2)
-        x = x + self.drop_path(self.mixer(self.norm1(x).view(shape)).flatten(1, 2))
-        if self.mlp is not None and self.norm2 is not None:
-            x = add_to(x, self.drop_path(self.mlp(self.norm2(x))))
-        return x.view(shape)
+        update = self.drop_path(self.mixer(self.norm1(x).view(shape)).flatten(1, 2))
+        if self.mlp is None or self.norm2 is None:
+            return (x + update).view(shape)
+        y, x = update_norm(self.norm2, x, update)
+        return add_to(x, self.drop_path(self.mlp(y))).view(shape)
 
 
 class VMamba(HierarchicalBackbone):

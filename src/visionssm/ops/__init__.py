@@ -10,10 +10,11 @@ from .gate import gate_silu
 from .grouped_product import grouped_linear
 from .matrix_product import linear
 from .multihead import multihead_scan
-from .norm import add_rms_norm, layer_norm, rms_norm
+from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .perceptron import mlp
 
 __all__ = [
+    "add_layer_norm",
     "add_rms_norm",
     "conv_mlp",
     "default_backend",

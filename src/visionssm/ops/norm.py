@@ -13,6 +13,7 @@ from .schema import _library
 from .walk import state_dtype
 
 _library.define("layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor")
+_library.define("add_layer_norm(Tensor x, Tensor update, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor)")
 _library.define("add_rms_norm(Tensor x, Tensor? residual, Tensor weight, float eps) -> (Tensor, Tensor)")
 
 
@@ -21,8 +22,8 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, eps
 
     Args:
         x: (..., C).
-        weight: (C) or None.
-        bias: (C) or None.
+        weight: (C), or (groups, C) for an x of (..., groups, C), or None.
+        bias: like weight, or None.
         eps: added to the variance.
 
     Without gradients, on the CPU, outside of autocast and of graphs, the native kernel computes it; elsewhere torch, which
@@ -36,7 +37,33 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, eps
     """
     if _served(x, weight, bias):
         return torch.ops.visionssm.layer_norm(x, weight, bias, eps)
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    if all(value is None or value.dim() < 2 for value in (weight, bias)):
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    y = F.layer_norm(x, x.shape[-1:], eps=eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def add_layer_norm(
+    x: Tensor, update: Tensor, weight: Tensor | None, bias: Tensor | None = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm(total), and total = x + update, in one pass where :func:`layer_norm` is native.
+
+    Args:
+        x: (..., C).
+        update: like x.
+        weight, bias, eps: as in :func:`layer_norm`.
+
+    Example:
+        >>> x, update = torch.randn(2, 8), torch.randn(2, 8)
+        >>> y, total = add_layer_norm(x, update, torch.ones(8))
+        >>> torch.allclose(y, layer_norm(x + update, torch.ones(8))), torch.equal(total, x + update)
+        (True, True)
+    """
+    if update.shape == x.shape and update.dtype == x.dtype and update.device == x.device and _served(x, weight, bias):
+        return torch.ops.visionssm.add_layer_norm(x, update, weight, bias, eps)
+    total = x + update
+    return layer_norm(total, weight, bias, eps), total
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
@@ -90,26 +117,46 @@ def _served(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype == torch.float64:
         return False
     parameters = [value for value in (weight, bias) if value is not None]
-    if any(value.shape != x.shape[-1:] for value in parameters):  # torch refuses it
+    if any(value.shape not in (x.shape[-1:], x.shape[-2:]) for value in parameters):  # torch refuses it
+        return False
+    if len({value.dim() for value in parameters}) > 1:
         return False
     return on_plain_cpu(x, *parameters) and choose_backend("auto", x.device, x.dtype) == "native"
 
 
 def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return _run(x.contiguous(), None, weight, bias, eps, None)
+
+
+def _native_add(
+    x: Tensor, update: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
+    total = torch.empty_like(x)
+    return _run(x, update.contiguous(), weight, bias, eps, total), total
+
+
+def _run(
+    x: Tensor, update: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, total: Tensor | None
+) -> Tensor:
     y = torch.empty_like(x)
     weight, bias = (None if value is None else value.contiguous() for value in (weight, bias))
+    grouped = any(value is not None and value.dim() == 2 for value in (weight, bias))
     columns, epsilon = x.shape[-1], array("d", (eps,))
     numbers = array(
         "q",
         (
-            x.numel() // max(columns, 1), columns, native.useful_threads(x.numel()), native.DTYPES[x.dtype], x.data_ptr(),
-            0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-            epsilon.buffer_info()[0], y.data_ptr(),
+            x.numel() // max(columns, 1), columns, native.useful_threads(x.numel()), native.DTYPES[x.dtype],
+            x.shape[-2] if grouped else 1, x.data_ptr(), _pointer(update), _pointer(weight), _pointer(bias),
+            epsilon.buffer_info()[0], _pointer(total), y.data_ptr(),
         ),
     )  # fmt: skip
     native.layer_norm(numbers)
     return y
+
+
+def _pointer(value: Tensor | None) -> int:
+    return 0 if value is None else value.data_ptr()
 
 
 def _native_rms(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -121,8 +168,7 @@ def _native_rms(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) 
         "q",
         (
             x.numel() // max(columns, 1), columns, native.useful_threads(x.numel()), native.DTYPES[x.dtype], x.data_ptr(),
-            0 if residual is None else residual.data_ptr(), weight.data_ptr(), epsilon.buffer_info()[0],
-            total.data_ptr(), y.data_ptr(),
+            _pointer(residual), weight.data_ptr(), epsilon.buffer_info()[0], total.data_ptr(), y.data_ptr(),
         ),
     )  # fmt: skip
     native.rms_norm(numbers)
@@ -130,15 +176,18 @@ def _native_rms(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) 
 
 
 def _fake_rms(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return y, torch.empty_like(y, dtype=torch.float32)
+    return _like(x), torch.empty_like(_like(x), dtype=torch.float32)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 _library.impl("layer_norm", _native, "CPU")
+_library.impl("add_layer_norm", _native_add, "CPU")
 _library.impl("add_rms_norm", _native_rms, "CPU")
 torch.library.register_fake("visionssm::add_rms_norm", _fake_rms, lib=_library)
+torch.library.register_fake("visionssm::layer_norm", lambda x, weight, bias, eps: _like(x), lib=_library)
 torch.library.register_fake(
-    "visionssm::layer_norm",
-    lambda x, weight, bias, eps: torch.empty_like(x, memory_format=torch.contiguous_format),
-    lib=_library,
+    "visionssm::add_layer_norm", lambda x, update, weight, bias, eps: (_like(x), _like(x)), lib=_library
 )
