@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from visionssm.layers.norm import LayerNorm, LayerNorm2d, norm_gelu, use_fast_norm
+from visionssm.layers.norm import LayerNorm, LayerNorm2d, norm_gelu, update_norm, use_fast_norm
 
 
 class OwnNorm(nn.LayerNorm):
@@ -41,6 +41,18 @@ def test_gelu_after_a_norm_leaves_alone_what_others_see():
     norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
     norm_gelu(norm, x)
     torch.testing.assert_close(seen[0], nn.functional.layer_norm(x, (8,)))
+
+
+@torch.no_grad()
+def test_hooks_and_other_norms_take_part_where_the_sum_is_normalised():
+    x, update, norm, seen = torch.randn(3, 8), torch.randn(3, 8), LayerNorm(8), []
+    expected = norm(x + update), x + update
+    for layer in (norm, nn.LayerNorm(8), nn.Sequential(norm)):
+        torch.testing.assert_close(update_norm(layer, x, update), expected)
+    assert torch.equal(update_norm(nn.Identity(), x, update)[0], x + update)
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    torch.testing.assert_close(update_norm(norm, x, update), expected)
+    assert len(seen) == 1 and torch.equal(seen[0], x + update)
 
 
 @pytest.mark.parametrize("affine", [True, False])
