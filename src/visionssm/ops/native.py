@@ -228,9 +228,8 @@ def bias_gelu(x: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
     return hidden
 
 
-def gelu_backward(x: Tensor, gradient: Tensor) -> Tensor:
-    """GELU(x); `gradient`, by GELU(x), becomes that by x. Both are contiguous matrices of one dtype."""
-    hidden = torch.empty_like(x)
+def gelu_backward(x: Tensor, gradient: Tensor, hidden: Tensor) -> Tensor:
+    """hidden = GELU(x); `gradient`, by GELU(x), becomes that by x. All are contiguous matrices of one dtype."""
     rows, columns = x.shape
     numbers = array(
         "q",

@@ -6,7 +6,7 @@ forward and backward, and no fresh memory of their size is needed, whose pages t
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,30 +70,31 @@ def _forward(
     kept = x.new_empty((len(rows), len(weight1)) if keep else 0)
     tiles = _tiles(len(rows), len(weight1), x.element_size())
     out = x.new_empty(len(rows), len(weight2)) if len(tiles) > 1 else None
-    native = not keep and takes(x.dtype, x.shape[-1], len(weight1)) and is_chosen(x.dtype, "MLP in tiles", _ways)
+    native = _natively(x, weight1)
     for tile in tiles:
-        place = None if out is None else out[tile]
+        place, before = None if out is None else out[tile], kept[tile] if keep else None
         if native:
-            result = _native_tile(rows[tile], weight1, bias1, weight2, bias2, place)
+            result = native_product(_native_hidden(rows[tile], weight1, bias1, before), weight2, bias2, out=place)
         else:
-            hidden = _activate(product(rows[tile], weight1, out=kept[tile] if keep else None), bias1, keep)
+            hidden = _activate(product(rows[tile], weight1, out=before), bias1, keep)
             result = product(hidden, weight2, bias2, out=place)
     return (result if out is None else out).view(*x.shape[:-1], -1), kept
 
 
-def _native_tile(
-    rows: Tensor,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor,
-    bias2: Tensor | None,
-    out: Tensor | None = None,
-) -> Tensor:
+def _natively(x: Tensor, weight1: Tensor) -> bool:
+    return takes(x.dtype, x.shape[-1], len(weight1)) and is_chosen(x.dtype, "MLP in tiles", _ways)
+
+
+def _native_hidden(rows: Tensor, weight1: Tensor, bias1: Tensor | None, before: Tensor | None) -> Tensor:
+    """The hidden activations, in memory that the next tile takes again; with `before` the values before the GELU go there."""
     columns = len(weight1)
+    if before is not None:
+        native_product(rows, weight1, bias1, out=before)
+        return bias_gelu(before, None, _memory.take("hidden", before.shape, before.dtype))
     # Rows a multiple of 1 KiB apart would displace each other from the cache.
-    hidden = _memory.take(len(rows), columns + (32 if columns % 256 == 0 else 0), rows.dtype)[:, :columns]
-    native_product(rows, weight1, bias1, gelu=True, out=hidden)
-    return native_product(hidden, weight2, bias2, out=out)
+    apart = columns + (32 if columns % 256 == 0 else 0)
+    hidden = _memory.take("hidden", (len(rows), apart), rows.dtype)[:, :columns]
+    return native_product(rows, weight1, bias1, gelu=True, out=hidden)
 
 
 def _ways(dtype: torch.dtype) -> dict[str, Callable[[], None]]:
@@ -105,22 +106,23 @@ def _ways(dtype: torch.dtype) -> dict[str, Callable[[], None]]:
             product(_activate(product(rows, weight1), bias1, keep=False), weight2, bias2)
 
     def native() -> None:
-        for layer in layers:
-            _native_tile(*layer)
+        for rows, weight1, bias1, weight2, bias2 in layers:
+            native_product(_native_hidden(rows, weight1, bias1, None), weight2, bias2)
 
     return {"library": library, "native": native}
 
 
 class _Memory(threading.local):
-    """The hidden activations of a tile, kept by each thread for its next call: new memory costs more than filling it."""
+    """Matrices of the size of a tile, kept by each thread for its next call: new memory costs more than filling it."""
 
-    held = torch.empty(0)
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
 
-    def take(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        numbers = rows * columns
-        if self.held.nbytes < numbers * dtype.itemsize:
-            self.held = torch.empty(numbers * dtype.itemsize, dtype=torch.uint8)
-        return self.held[: numbers * dtype.itemsize].view(dtype).view(rows, columns)
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape) * dtype.itemsize
+        if name not in self.held or self.held[name].nbytes < size:
+            self.held[name] = torch.empty(size, dtype=torch.uint8)
+        return self.held[name][:size].view(dtype).view(*shape)
 
 
 _memory = _Memory()
@@ -135,10 +137,10 @@ def _activate(hidden: Tensor, bias: Tensor | None, keep: bool) -> Tensor:
     return F.gelu(hidden) if keep else torch.ops.aten.gelu_(hidden)
 
 
-def _differentiate_gelu(x: Tensor, gradient: Tensor) -> Tensor:
-    """GELU(x); `gradient`, by GELU(x), becomes that by x."""
+def _differentiate_gelu(x: Tensor, gradient: Tensor, out: Tensor | None) -> Tensor:
+    """GELU(x), in `out` where the native kernel computes it; `gradient`, by GELU(x), becomes that by x."""
     if choose_backend("auto", x.device, x.dtype) == "native":
-        return gelu_backward(x, gradient)
+        return gelu_backward(x, gradient, torch.empty_like(x) if out is None else out)
     torch.ops.aten.gelu_backward(gradient, x, grad_input=gradient)
     return F.gelu(x)
 
@@ -151,15 +153,20 @@ def _backward(
     # The first one transposed, as (in, hidden): products of few rows and many columns are faster.
     grad_weight1, grad_weight2 = x.new_zeros(weight1.shape[::-1]), x.new_zeros(weight2.shape)
     grad_bias1 = x.new_zeros(len(weight1))
-    native = is_chosen(x.dtype, "weight gradients of an MLP", _ways_of_weight_gradients)
-    add_product = add_native_product if native else _add_product
+    native = _natively(x, weight1)
+    multiply = native_product if native else product
+    native_gradients = is_chosen(x.dtype, "weight gradients of an MLP", _ways_of_weight_gradients)
+    add_product = add_native_product if native_gradients else _add_product
     for tile in _tiles(len(rows), len(weight1), x.element_size()):
-        grad_hidden = product(grad[tile], weight2.t())
-        activated = _differentiate_gelu(hidden[tile], grad_hidden)
+        places = (
+            _memory.take(name, hidden[tile].shape, x.dtype) if native else None for name in ("gradient", "hidden")
+        )
+        grad_hidden = multiply(grad[tile], weight2.t(), out=next(places))
+        activated = _differentiate_gelu(hidden[tile], grad_hidden, next(places))
         add_product(grad_weight2, grad[tile].t(), activated.t())
         add_product(grad_weight1, rows[tile].t(), grad_hidden.t())
         grad_bias1 += grad_hidden.sum(0)
-        product(grad_hidden, weight1.t(), out=grad_x[tile])
+        multiply(grad_hidden, weight1.t(), out=grad_x[tile])
     return grad_x.view(x.shape), grad_weight1.t().contiguous(), grad_bias1, grad_weight2, grad.sum(0)
 
 
