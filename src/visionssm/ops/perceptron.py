@@ -158,11 +158,12 @@ def _backward(
     native_gradients = is_chosen(x.dtype, "weight gradients of an MLP", _ways_of_weight_gradients)
     add_product = add_native_product if native_gradients else _add_product
     for tile in _tiles(len(rows), len(weight1), x.element_size()):
-        places = (
-            _memory.take(name, hidden[tile].shape, x.dtype) if native else None for name in ("gradient", "hidden")
+        before = hidden[tile]
+        first, second = (
+            _memory.take(name, before.shape, x.dtype) if native else None for name in ("gradient", "hidden")
         )
-        grad_hidden = multiply(grad[tile], weight2.t(), out=next(places))
-        activated = _differentiate_gelu(hidden[tile], grad_hidden, next(places))
+        grad_hidden = multiply(grad[tile], weight2.t(), out=first)
+        activated = _differentiate_gelu(before, grad_hidden, second)
         add_product(grad_weight2, grad[tile].t(), activated.t())
         add_product(grad_weight1, rows[tile].t(), grad_hidden.t())
         grad_bias1 += grad_hidden.sum(0)
