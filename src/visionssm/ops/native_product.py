@@ -13,9 +13,8 @@ from .product_choice import fastest, wanted
 
 DTYPES = (torch.float32, torch.bfloat16)
 _LINE = 64  # bytes, of the cache
-_CROWDED = (
-    4096  # bytes; rows a multiple of this apart share their places in the first-level cache, and displace each other
-)
+# Rows a multiple of so many bytes apart share their places in the first-level cache, and displace each other.
+_CROWDED = 4096
 
 
 def is_chosen(
