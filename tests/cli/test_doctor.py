@@ -10,7 +10,7 @@ import torch
 from visionssm.cli import diagnosis
 from visionssm.cli.errors import EXTRAS
 from visionssm.cli.main import main
-from visionssm.ops import explain_backend
+from visionssm.ops import explain_backend, native
 
 
 def test_json_report(capsys):
@@ -28,6 +28,7 @@ def test_json_report(capsys):
     serving = {name for name, reason in cpu["backends"].items() if reason is None}
     assert set(cpu["self_check"]) == serving - {"reference", "triton"}  # on the CPU Triton would be interpreted
     missing = cpu["backends"]["native"] is not None
+    assert report["system"]["native_kernels"] in (["none"] if missing else native.INSTRUCTION_SETS)
     assert any("compiler" in note for note in report["notes"]) == missing
 
 

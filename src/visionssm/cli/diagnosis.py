@@ -83,10 +83,20 @@ def _system() -> dict[str, str | int]:
         "platform": platform.platform(),
         "processor": processor(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "native_kernels": _native_kernels(),
         "cores": os.cpu_count() or 1,
         "torch_threads": torch.get_num_threads(),
         "torch_built_for": build,
     }
+
+
+def _native_kernels() -> str:
+    """The instruction set that they use."""
+    from visionssm.ops import native
+
+    if native.unavailable() is not None:
+        return "none"
+    return native.use_instruction_set(os.environ.get("VISIONSSM_CPU", ""))
 
 
 def _devices() -> list[tuple[str, str]]:
