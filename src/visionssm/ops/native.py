@@ -145,7 +145,7 @@ def forward(
     checkpoints = torch.empty(kept, dtype=inputs.exact)
     numbers = inputs.pack(
         softplus, zoh, merge, complete, log_A, checkpoints if save else None,
-        (*_view(y), _pointer(last), *_NO_TENSOR, 0, *_NO_TENSOR * 4, 0, 0, 0, 0, 0),
+        (*_view(y), pointer(last), *_NO_TENSOR, 0, *_NO_TENSOR * 4, 0, 0, 0, 0, 0),
     )  # fmt: skip
     _call(_load()[0].visionssm_path_scan, numbers, L)
     return y if y.dtype == out_dtype else y.to(out_dtype), last, checkpoints
@@ -179,7 +179,7 @@ def backward(
     ]
     numbers = inputs.pack(
         softplus, zoh, merge, complete, False, checkpoints,
-        (*_NO_TENSOR, 0, *_view(grad_y), _pointer(grad_last), *(n for v in maps for n in _view(v)), *map(_pointer, parameters)),
+        (*_NO_TENSOR, 0, *_view(grad_y), pointer(grad_last), *(n for v in maps for n in _view(v)), *map(pointer, parameters)),
     )  # fmt: skip
     _call(_load()[0].visionssm_path_scan_backward, numbers, tensors.x.shape[1])
     grad_x, grad_dt, grad_B, grad_C = maps
@@ -289,9 +289,9 @@ class _Inputs:
                 softplus, zoh, merge, complete, self.x.dim() == 4, torch.get_num_threads(), _CHECKPOINT_STEPS, log_A,
                 self.path.data_ptr(), self.path.stride(0),
                 *_view(self.x), *_view(self.dt), *_view(self.B), *_view(self.C),
-                _pointer(self.A), _pointer(self.D), _pointer(self.dt_bias),
-                _pointer(weight), 0 if weight is None else DTYPES[weight.dtype],
-                _pointer(self.initial_state), _pointer(checkpoints),
+                pointer(self.A), pointer(self.D), pointer(self.dt_bias),
+                pointer(weight), 0 if weight is None else DTYPES[weight.dtype],
+                pointer(self.initial_state), pointer(checkpoints),
                 *results,
                 0, 0, 0,
             ),
@@ -315,7 +315,8 @@ def _view(value: Tensor) -> tuple[int, int, int, int, int]:
     return value.data_ptr(), DTYPES[value.dtype], strides[0], strides[1], strides[2] if len(strides) == 4 else 0
 
 
-def _pointer(value: Tensor | None) -> int:
+def pointer(value: Tensor | None) -> int:
+    """Where a tensor's numbers begin; 0 for None."""
     return 0 if value is None else value.data_ptr()
 
 

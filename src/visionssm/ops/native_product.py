@@ -117,7 +117,7 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, add: bool, 
             torch.get_num_threads(), gelu, add, native.DTYPES[x.dtype],
             x.data_ptr(), 0 if single else x.stride(1), x.stride(0), x.stride(-1),
             weight.data_ptr(), 0 if single else weight.stride(0), *weight.stride()[-2:],
-            0 if bias is None else bias.data_ptr(),
+            native.pointer(bias),
             out.data_ptr(), 0 if single else out.stride(1), out.stride(0),
         ),
     )  # fmt: skip

@@ -147,16 +147,12 @@ def _run(
         "q",
         (
             x.numel() // max(columns, 1), columns, native.useful_threads(x.numel()), native.DTYPES[x.dtype],
-            x.shape[-2] if grouped else 1, x.data_ptr(), _pointer(update), _pointer(weight), _pointer(bias),
-            epsilon.buffer_info()[0], _pointer(total), y.data_ptr(),
+            x.shape[-2] if grouped else 1, x.data_ptr(), native.pointer(update), native.pointer(weight), native.pointer(bias),
+            epsilon.buffer_info()[0], native.pointer(total), y.data_ptr(),
         ),
     )  # fmt: skip
     native.layer_norm(numbers)
     return y
-
-
-def _pointer(value: Tensor | None) -> int:
-    return 0 if value is None else value.data_ptr()
 
 
 def _native_rms(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -168,7 +164,7 @@ def _native_rms(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) 
         "q",
         (
             x.numel() // max(columns, 1), columns, native.useful_threads(x.numel()), native.DTYPES[x.dtype], x.data_ptr(),
-            _pointer(residual), weight.data_ptr(), epsilon.buffer_info()[0], total.data_ptr(), y.data_ptr(),
+            native.pointer(residual), weight.data_ptr(), epsilon.buffer_info()[0], total.data_ptr(), y.data_ptr(),
         ),
     )  # fmt: skip
     native.rms_norm(numbers)
