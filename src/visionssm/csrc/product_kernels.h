@@ -31,7 +31,6 @@ constexpr int64_t kInnerBlock = 768;        // more words are summed in parts: t
 constexpr int64_t kWorthThreads = 1 << 20;  // multiply-adds for which it is worth waking others
 constexpr int64_t kMostRows = 512;          // of a block whose sums wait for the last part before they are rounded
 constexpr int64_t kPrefetch = 256;          // words of the panel that are asked for in advance
-constexpr int64_t kLineFloats = 16;         // of a line of the cache
 
 INLINE int64_t divide(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
@@ -72,13 +71,14 @@ struct Transposed : Single {
 // sums = x panel + bias, or added to the sums.
 template <class Format, int kRows, int kVectors>
 static void multiply(const float* x, int64_t x_stride, const float* panel, int64_t inner, const float* bias, bool add,
-                     float* out, int64_t out_row, int64_t columns) {
+                     float* out, int64_t out_row, int64_t columns, const float* next, int64_t next_step) {
   const auto count = [columns](int v) { return v + 1 < kVectors ? kLane : columns - v * kLane; };
   floats sums[kRows][kVectors] = {};
   const float* rows[(kRows + 3) / 4];  // four rows each are addressed from one register, unless they lie side by side
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; r += 4) rows[r / 4] = opaque(x + r * (Format::transposed ? 1 : x_stride));
-  for (int64_t k = 0; k < inner; k++, panel += kVectors * kLane) {
+  for (int64_t k = 0; k < inner; k++, panel += kVectors * kLane, next += next_step) {
+    __builtin_prefetch(next, 0, 2);
     floats weights[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; v++) {
@@ -177,22 +177,23 @@ static void multiply_panel(const ProductArguments& a, const float* x, const floa
   alignas(64) float elsewhere[rounds ? (kMostRows + rows_at_once(2)) * width : 1];
   alignas(64) float first_sums[width];
   if (bias) read_row(typename Format::Number(), bias, columns, first_sums);
-  const int64_t parts = std::max<int64_t>(1, divide(a.inner, Format::inner_block)), steps = parts * divide(rows, at_once);
-  // The weights of the next panel, as they usually lie, are asked for little by little.
+  const int64_t parts = std::max<int64_t>(1, divide(a.inner, Format::inner_block));
+  // The weights of the next panel, as they usually lie, are asked for little by little: so many words at each step.
   const float* next = weight + width * a.weight_column;
-  const int64_t ahead = divide(width * a.inner, steps);
+  const int64_t next_step = divide(width, divide(rows, at_once));
 
   for (int64_t part = 0; part < parts; part++) {
     const int64_t k = a.inner * part / parts, inner = a.inner * (part + 1) / parts - k;
     pack(a, weight + k * a.weight_inner, inner, columns, width, panel);
-    for (int64_t row = 0; row < rows; row += at_once, next += ahead) {
+    for (int64_t row = 0; row < rows; row += at_once, next += next_step * inner) {
       const int64_t some = std::min(at_once, rows - row);
       char* target = out + row * a.out_row * Format::Number::bytes;
       float* sums = rounds ? elsewhere + (parts > 1 ? row * width : 0) : (float*)target;
       const int64_t sums_row = rounds ? width : a.out_row;
-      for (int64_t i = 0; i < ahead; i += kLineFloats) __builtin_prefetch(next + i, 0, 2);
-      kMultiply<Format, kVectors>[some - 1](x + row * a.x_row + k * a.x_inner, Format::transposed ? a.x_inner : a.x_row, panel, inner, bias ? first_sums : nullptr,
-                                            a.add || part > 0, sums, sums_row, columns);
+      kMultiply<Format, kVectors>[some - 1](x + row * a.x_row + k * a.x_inner,
+                                            Format::transposed ? a.x_inner : a.x_row, panel, inner,
+                                            bias ? first_sums : nullptr, a.add || part > 0, sums, sums_row, columns,
+                                            next, next_step);
       if ((a.gelu || rounds) && part + 1 == parts)
         finish<Format>(a.gelu, sums, sums_row, target, a.out_row, some, columns);
     }
