@@ -73,6 +73,13 @@ def current_default() -> str:
     return _default
 
 
+def native_serves_cpu() -> bool:
+    """Whether `backend="auto"` is `native` for tensors on the CPU, which every operator beside the scan asks at every call."""
+    if _default == "auto" and _refusal("native", "cpu", torch.float32) is None:
+        return True
+    return choose_backend("auto", torch.device("cpu"), torch.float32) == "native"
+
+
 def choose_backend(requested: str, device: torch.device, dtype: torch.dtype) -> str:
     """The back-end that serves a call, or a ValueError with every reason why none does."""
     name = _default if requested == "auto" else requested

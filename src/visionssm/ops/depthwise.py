@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .._messages import choose
 from . import native
-from .backends import choose_backend
+from .backends import native_serves_cpu
 from .schema import _library
 from .scratch import scratch
 
@@ -98,13 +98,13 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], 
 
 def served(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether the native kernel takes this call."""
-    if x.device.type != "cpu" or x.dtype == torch.float64:
+    if not x.is_cpu or x.dtype == torch.float64:
         return False
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting():
         return False
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, *weights)):
         return False
-    return choose_backend("auto", x.device, x.dtype) == "native"
+    return native_serves_cpu()
 
 
 def _with_torch(x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], flip: Sequence[bool]) -> Tensor:

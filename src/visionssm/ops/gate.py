@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .backends import choose_backend
+from .backends import native_serves_cpu
 from .matrix_product import on_plain_cpu
 from .schema import _library
 
@@ -43,7 +43,7 @@ def gate_silu(y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
 def _served(y: Tensor, z: Tensor) -> bool:
     if torch.compiler.is_compiling() or y.dtype == torch.float64 or y.shape != z.shape:
         return False
-    return y.is_contiguous() and on_plain_cpu(y, z) and choose_backend("auto", y.device, y.dtype) == "native"
+    return y.is_contiguous() and on_plain_cpu(y, z) and native_serves_cpu()
 
 
 def _native(y: Tensor, z: Tensor, scale: float) -> None:

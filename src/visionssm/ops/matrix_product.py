@@ -51,14 +51,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     return F.gelu(y) if gelu and not fused else y
 
 
-def on_plain_cpu(x: Tensor, *weights: Tensor) -> bool:
+def on_plain_cpu(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether the operators below take these; not, for example, where quantisation has put another kind of tensor in place."""
-    return (
-        x.device.type == "cpu"
-        and all(weight.dtype == x.dtype and not is_traceable_wrapper_subclass(weight) for weight in weights)
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_exporting()
-    )
+    if not x.is_cpu or torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting():
+        return False
+    for weight in weights:
+        if weight is not None and (weight.dtype != x.dtype or is_traceable_wrapper_subclass(weight)):
+            return False
+    return True
 
 
 def fits(inner: int, weight: Tensor, bias: Tensor | None) -> bool:
@@ -119,15 +119,16 @@ def _multiply(way: Callable[..., Tensor], layers: list[list[Tensor]]) -> None:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return product(rows, weight, bias, gelu=gelu).view(*x.shape[:-1], len(weight))
+    *outer, inner = x.shape
+    rows = x.reshape(math.prod(outer), inner)
+    return product(rows, weight, bias, gelu=gelu).view(*outer, weight.shape[0])
 
 
 def product(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False, out: Tensor | None = None
 ) -> Tensor:
     """:func:`linear` of a matrix x without autograd, written into `out` where that is given."""
-    if len(x) <= _FEW_ROWS and takes_in_place(x, weight) and _native_for_few_rows(x.dtype):
+    if x.shape[0] <= _FEW_ROWS and takes_in_place(x, weight) and _native_for_few_rows(x.dtype):
         return native_product(x, weight, bias, gelu=gelu, out=out)
     if uses_onednn(x.dtype):
         result = _by_onednn(x, weight, bias, gelu)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from . import native
-from .backends import choose_backend
+from .backends import native_serves_cpu
 from .product_choice import fastest, wanted
 
 DTYPES = (torch.float32, torch.bfloat16)
 _LINE = 64  # bytes, of the cache
+_ONE, _NONE = (1,), (0,)  # groups of a single matrix, and the distance between them
 # Rows a multiple of so many bytes apart share their places in the first-level cache, and displace each other.
 _CROWDED = 4096
 
@@ -27,7 +28,7 @@ def is_chosen(
         question: what is done; decided once for it and the dtype, and kept for the process.
         ways: makes what is measured: "library" and "native", each does it once.
     """
-    if dtype not in DTYPES or choose_backend("auto", torch.device("cpu"), dtype) != "native":
+    if dtype not in DTYPES or not native_serves_cpu():
         return False
     if (question, dtype) not in _decisions:
         choice = wanted()
@@ -96,7 +97,8 @@ def add_native_product(total: Tensor, x: Tensor, weight: Tensor) -> None:
 def _check(x: Tensor, weight: Tensor) -> None:
     if x.dtype not in DTYPES or x.dtype != weight.dtype:
         raise TypeError(f"the native product takes one of float32 and bfloat16, got x {x.dtype}, weight {weight.dtype}")
-    if weight.dim() != x.dim() or x.shape[1:] != (*weight.shape[:-2], weight.shape[-1]):
+    sizes, others = x.shape, weight.shape
+    if len(sizes) != len(others) or sizes[-1] != others[-1] or (len(sizes) > 2 and sizes[1:-1] != others[:-2]):
         raise ValueError(
             f"x {tuple(x.shape)} and weight {tuple(weight.shape)}: need (rows, in) and (out, in), or one of each per group"
         )
@@ -109,16 +111,17 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, add: bool, 
         return
     x = x if _reads(x) else _apart(x)
     weight = weight if _reads_weight(weight) else weight.contiguous()
-    single = x.dim() == 2
+    rows, *groups, inner = x.shape
+    x_row, *x_group, x_inner = x.stride()
+    out_row, *out_group, _ = out.stride()
+    *weight_group, weight_column, weight_inner = weight.stride()
     numbers = array(
         "q",
         (
-            1 if single else x.shape[1], x.shape[0], x.shape[-1], out.shape[-1],
-            torch.get_num_threads(), gelu, add, native.DTYPES[x.dtype],
-            x.data_ptr(), 0 if single else x.stride(1), x.stride(0), x.stride(-1),
-            weight.data_ptr(), 0 if single else weight.stride(0), *weight.stride()[-2:],
-            native.pointer(bias),
-            out.data_ptr(), 0 if single else out.stride(1), out.stride(0),
+            *(groups or _ONE), rows, inner, out.shape[-1], torch.get_num_threads(), gelu, add, native.DTYPES[x.dtype],
+            x.data_ptr(), *(x_group or _NONE), x_row, x_inner,
+            weight.data_ptr(), *(weight_group or _NONE), weight_column, weight_inner, native.pointer(bias),
+            out.data_ptr(), *(out_group or _NONE), out_row,
         ),
     )  # fmt: skip
     native.product(numbers)
@@ -135,18 +138,21 @@ def takes_in_place(x: Tensor, weight: Tensor) -> bool:
 
 
 def _reads(x: Tensor) -> bool:
-    if x.stride(-1) != 1:
-        return x.stride(0) == 1 and x.dtype == torch.float32
-    return _in_pairs(x) and x.stride(0) * x.itemsize % _CROWDED != 0
+    *outer, last = x.stride()
+    if last != 1:
+        return outer[0] == 1 and x.dtype == torch.float32
+    return (x.dtype != torch.bfloat16 or _even(outer)) and outer[0] * x.itemsize % _CROWDED != 0
 
 
 def _reads_weight(weight: Tensor) -> bool:
-    # A transposed one would have the pairs of bfloat16 in two rows.
-    return weight.stride(-1) == 1 and _in_pairs(weight) if weight.dtype == torch.bfloat16 else 1 in weight.stride()[-2:]
+    *outer, last = weight.stride()
+    if weight.dtype != torch.bfloat16:
+        return last == 1 or outer[-1] == 1
+    return last == 1 and _even(outer)  # a transposed one would have the pairs of bfloat16 in two rows
 
 
-def _in_pairs(matrix: Tensor) -> bool:
-    return matrix.dtype != torch.bfloat16 or all(stride % 2 == 0 for stride in matrix.stride()[:-1])
+def _even(numbers: list[int]) -> bool:
+    return all(number % 2 == 0 for number in numbers)
 
 
 def _apart(x: Tensor) -> Tensor:

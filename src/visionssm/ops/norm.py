@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .backends import choose_backend
+from .backends import native_serves_cpu
 from .matrix_product import on_plain_cpu
 from .schema import _library
 from .walk import state_dtype
@@ -116,12 +116,14 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float 
 def _served(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype == torch.float64:
         return False
-    parameters = [value for value in (weight, bias) if value is not None]
-    if any(value.shape not in (x.shape[-1:], x.shape[-2:]) for value in parameters):  # torch refuses it
+    shape = None if weight is None else weight.shape
+    if shape is None and bias is not None:
+        shape = bias.shape
+    if shape is not None and shape != x.shape[-1:] and shape != x.shape[-2:]:  # torch refuses it
         return False
-    if len({value.dim() for value in parameters}) > 1:
+    if weight is not None and bias is not None and bias.shape != shape:
         return False
-    return on_plain_cpu(x, *parameters) and choose_backend("auto", x.device, x.dtype) == "native"
+    return on_plain_cpu(x, weight, bias) and native_serves_cpu()
 
 
 def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -140,8 +142,9 @@ def _run(
     x: Tensor, update: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, total: Tensor | None
 ) -> Tensor:
     y = torch.empty_like(x)
-    weight, bias = (None if value is None else value.contiguous() for value in (weight, bias))
-    grouped = any(value is not None and value.dim() == 2 for value in (weight, bias))
+    weight, bias = None if weight is None else weight.contiguous(), None if bias is None else bias.contiguous()
+    parameter = bias if weight is None else weight
+    grouped = parameter is not None and parameter.dim() == 2
     columns, epsilon = x.shape[-1], array("d", (eps,))
     numbers = array(
         "q",
