@@ -20,7 +20,7 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def is_plain_linear(module: nn.Module) -> bool:
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling the module is nothing but the product with its weight: an adapter, a hook or a quantised weight is more."""
     plain = type(module) in (nn.Linear, Linear) and not has_hooks(module)
     return plain and not is_traceable_wrapper_subclass(module.weight)

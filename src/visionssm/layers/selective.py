@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import grouped_linear, linear, path_scan
+from ..ops.mixers import MixerWeights
+from .linear import has_hooks, is_plain_linear
 
 _ALL = slice(None)
 DT_INITS = ("mamba", "normal", "uniform", "linear")
@@ -128,6 +130,19 @@ class SelectiveScan(nn.Module):
         )
         assert isinstance(y, Tensor)
         return y
+
+
+def plain_weights(
+    in_proj: nn.Module, taps: Tensor, taps_bias: Tensor | None, scan: nn.Module, out_proj: nn.Module
+) -> MixerWeights | None:
+    """The parameters of a mixer whose projections and scan are nothing more; None where a hook, an adapter or a variant is."""
+    if type(scan) is not SelectiveScan or has_hooks(scan) or scan.dt_bias_scale != 1:
+        return None
+    if not (is_plain_linear(in_proj) and is_plain_linear(out_proj)) or not in_proj.bias is out_proj.bias is None:
+        return None
+    A = scan.A_log if scan.constant_A is None else scan.constant_A
+    projections = scan.x_proj_weight, scan.dt_weight, scan.dt_bias
+    return MixerWeights(in_proj.weight, taps, taps_bias, *projections, A, scan.D, out_proj.weight)
 
 
 def inverse_softplus_of_log_uniform(shape: torch.Size, low: float = 1e-3, high: float = 1e-1) -> Tensor:

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import gate_silu
+from ..ops.mixers import ss2d
 from .depthwise import conv_silu
-from .linear import has_hooks, in_halves
+from .linear import has_hooks, in_halves, is_plain_conv
 from .multihead import MultiheadScan
+from .norm import LayerNorm
 from .residual import scale_by
-from .selective import SelectiveScan
+from .selective import SelectiveScan, plain_weights
 
 PathBuilder = Callable[..., Tensor]
 
@@ -80,6 +82,35 @@ class SS2D(nn.Module):
         self.out_proj = nn.Linear(channels, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self._in_one_call(x)
+        return self._step_by_step(x) if y is None else y
+
+    def _in_one_call(self, x: Tensor) -> Tensor | None:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        conv, norm = self.conv, self.out_norm
+        if (
+            type(self) is not SS2D
+            or self.gate is not None
+            or self.out_activation is not None
+            or self.combine is not None
+        ):
+            return None
+        if (
+            type(self.activation) is not nn.SiLU
+            or type(norm) is not LayerNorm
+            or has_hooks(norm)
+            or not is_plain_conv(conv)
+        ):
+            return None
+        bias = None if conv.bias is None else conv.bias[None]
+        weights = plain_weights(self.in_proj, conv.weight.transpose(0, 1), bias, self.scan, self.out_proj)
+        if weights is None:
+            return None
+        path = self.paths(*x.shape[1:3], device=x.device)
+        return ss2d(x, weights, norm.weight, norm.bias, path, self.scan.constant_A is None, norm.eps)
+
+    def _step_by_step(self, x: Tensor) -> Tensor:
         z = None
         if self.gate is None:
             x = self.in_proj(x)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from .._messages import choose
 from ..ops import depthwise_conv, gate_silu, path_scan, paths
+from ..ops.mixers import vim_mixer
 from .linear import has_hooks, in_halves
-from .selective import SelectiveScan
+from .selective import SelectiveScan, plain_weights
 from .tokens import Grid
 
 DIRECTIONS = ("bidirectional", "bidirectional_shared", "forward")
@@ -127,15 +128,36 @@ class VimMixer(nn.Module):
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
+        out = self._in_one_call(tokens)
+        if out is None:
+            out = self._step_by_step(tokens)
+        return out if self.gamma is None else out * self.gamma
+
+    def _in_one_call(self, tokens: Tensor) -> Tensor | None:
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or type(self) is not VimMixer
+            or has_hooks(self.conv)
+        ):
+            return None
+        weights = plain_weights(self.in_proj, self.conv.weight, self.conv.bias, self.scan, self.out_proj)
+        if weights is None:
+            return None
+        return vim_mixer(tokens, weights, self.path(tokens), self.scan.constant_A is None, self.scale)
+
+    def _step_by_step(self, tokens: Tensor) -> Tensor:
         x, z = in_halves(self.in_proj, tokens)
         dtype = x.dtype
         x = self.conv(x)  # what it was made from is not needed any more, nor is this after the scan
         y = self.walk(x)
         del x
-        out = self.out_proj(gate_silu(y, z(), self.scale).to(dtype))
-        return out if self.gamma is None else out * self.gamma
+        return self.out_proj(gate_silu(y, z(), self.scale).to(dtype))
 
     def walk(self, x: Tensor) -> Tensor:
         """The summed scans, without the halving: (batch, L, directions, E), convolved, to (batch, L, E)."""
-        path = (paths.forward_backward if self.bidirectional else paths.raster)(1, x.shape[1], device=x.device)
-        return self.scan(x.squeeze(2) if x.shape[2] == 1 else x, path)
+        return self.scan(x.squeeze(2) if x.shape[2] == 1 else x, self.path(x))
+
+    def path(self, x: Tensor) -> Tensor:
+        """The (directions, L) walks over a sequence (batch, L, ...)."""
+        return (paths.forward_backward if self.bidirectional else paths.raster)(1, x.shape[1], device=x.device)

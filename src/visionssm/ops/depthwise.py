@@ -133,11 +133,11 @@ def _native(
     x: Tensor, weight: Tensor, bias: Tensor | None, left: Sequence[int], flip: Sequence[bool], activation: str
 ) -> Tensor:
     out = x.new_empty(_shape(x, weight))
-    _native_into(x, weight, bias, left, flip, activation, out)
+    convolve_into(x, weight, bias, left, flip, activation, out)
     return out
 
 
-def _native_into(
+def convolve_into(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -146,6 +146,7 @@ def _native_into(
     activation: str,
     out: Tensor,
 ) -> None:
+    """The native kernel, for arguments that :func:`served` and the sizes of :func:`depthwise_conv` allow."""
     x = x if x.stride(3) == 1 else x.contiguous()
     batch, H, W, E = x.shape
     K, _, high, wide = weight.shape
@@ -167,7 +168,7 @@ def _native_into(
 
 
 _library.impl("depthwise_conv", _native, "CPU")
-_library.impl("depthwise_conv_into", _native_into, "CPU")
+_library.impl("depthwise_conv_into", convolve_into, "CPU")
 torch.library.register_fake(
     "visionssm::depthwise_conv",
     lambda x, weight, bias, left, flip, activation: x.new_empty(_shape(x, weight)),

@@ -46,7 +46,8 @@ def _served(y: Tensor, z: Tensor) -> bool:
     return y.is_contiguous() and on_plain_cpu(y, z) and native_serves_cpu()
 
 
-def _native(y: Tensor, z: Tensor, scale: float) -> None:
+def gate_in_place(y: Tensor, z: Tensor, scale: float) -> None:
+    """y becomes y * SiLU(z) * scale, by the native kernel: y dense, z of its shape and dtype."""
     columns = y.shape[-1]
     rows = y.numel() // max(columns, 1)
     z = z.reshape(rows, columns)  # a view where rows lie at equal distances
@@ -63,5 +64,5 @@ def _native(y: Tensor, z: Tensor, scale: float) -> None:
     )  # fmt: skip
 
 
-_library.impl("gate_silu_", _native, "CPU")
+_library.impl("gate_silu_", gate_in_place, "CPU")
 torch.library.register_fake("visionssm::gate_silu_", lambda y, z, scale: None, lib=_library)

@@ -35,7 +35,7 @@ def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
 def _forward(x: Tensor, weight: Tensor) -> Tensor:
     rows = x.flatten(0, -3)
     native = takes_in_place(rows, weight) and is_chosen(x.dtype, "grouped linear", _ways)
-    return (native_product if native else _by_torch)(rows, weight).view(*x.shape[:-1], -1)
+    return (native_product if native else _by_torch)(rows, weight).view(*x.shape[:-1], weight.shape[1])
 
 
 def _by_torch(x: Tensor, weight: Tensor) -> Tensor:

@@ -97,6 +97,11 @@ def _decide(dtype: torch.dtype) -> bool:
     return fastest(ways, f"linear {dtype}") == "onednn"
 
 
+def has_few_rows(rows: int, dtype: torch.dtype) -> bool:
+    """Whether products of so many rows go by the native kernel."""
+    return rows <= _FEW_ROWS and _native_for_few_rows(dtype)
+
+
 def _native_for_few_rows(dtype: torch.dtype) -> bool:
     return is_chosen(dtype, "linear of few rows", _ways_for_few_rows)
 
@@ -128,7 +133,7 @@ def product(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False, out: Tensor | None = None
 ) -> Tensor:
     """:func:`linear` of a matrix x without autograd, written into `out` where that is given."""
-    if x.shape[0] <= _FEW_ROWS and takes_in_place(x, weight) and _native_for_few_rows(x.dtype):
+    if has_few_rows(x.shape[0], x.dtype) and takes_in_place(x, weight):
         return native_product(x, weight, bias, gelu=gelu, out=out)
     if uses_onednn(x.dtype):
         result = _by_onednn(x, weight, bias, gelu)

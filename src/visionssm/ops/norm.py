@@ -127,7 +127,7 @@ def _served(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
 
 
 def _native(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    return _run(x.contiguous(), None, weight, bias, eps, None)
+    return normalize(x.contiguous(), None, weight, bias, eps, None)
 
 
 def _native_add(
@@ -135,12 +135,13 @@ def _native_add(
 ) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     total = torch.empty_like(x)
-    return _run(x, update.contiguous(), weight, bias, eps, total), total
+    return normalize(x, update.contiguous(), weight, bias, eps, total), total
 
 
-def _run(
+def normalize(
     x: Tensor, update: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, total: Tensor | None
 ) -> Tensor:
+    """LayerNorm of x + update, by the native kernel, for contiguous tensors of one dtype; the sum goes to `total`."""
     y = torch.empty_like(x)
     weight, bias = None if weight is None else weight.contiguous(), None if bias is None else bias.contiguous()
     parameter = bias if weight is None else weight
