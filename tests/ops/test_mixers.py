@@ -143,8 +143,8 @@ def test_hooks_and_other_modules_are_called(name):
 @torch.no_grad()
 def test_not_for_large_maps():
     mixer, _ = make("ss2d one state")
-    assert run(mixer, torch.randn(1, 32, 64, 18))[1]
-    assert not run(mixer, torch.randn(1, 32, 65, 18))[1]
+    assert run(mixer, torch.randn(1, 64, 64, 18))[1]
+    assert not run(mixer, torch.randn(1, 64, 65, 18))[1]
 
 
 @pytest.mark.parametrize("name", ["vim", "ss2d"])

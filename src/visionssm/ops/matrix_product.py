@@ -20,7 +20,7 @@ from .native_product import DTYPES, is_chosen, native_product, takes_in_place
 from .product_choice import fastest, wanted
 from .schema import _library
 
-_FEW_ROWS = 2048
+_FEW_ROWS = 4096
 
 _library.define("linear(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
 _library.define("linear_weight_gradient(Tensor grad, Tensor x) -> Tensor")
