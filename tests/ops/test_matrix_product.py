@@ -125,7 +125,7 @@ def test_the_answer_is_kept_for_every_dtype(dtype, tmp_path, monkeypatch):
 
 @torch.no_grad()
 def test_many_rows_and_crowded_ones(choice):
-    for rows, inner in ((2048, 24), (2049, 24), (5, 512), (5, 1024)):
+    for rows, inner in ((4096, 24), (4097, 24), (5, 512), (5, 1024)):
         x, weight, bias = torch.randn(rows, inner), torch.randn(7, inner), torch.randn(7)
         wanted = x.double() @ weight.double().T + bias.double()
         torch.testing.assert_close(linear(x, weight, bias).double(), wanted, rtol=1e-5, atol=1e-4)
