@@ -195,6 +195,18 @@ def test_exports(name):
         torch.testing.assert_close(program.module()(image()), model(image()), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")  # tracing warns of itself, and of every size that it fixes
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("name", NANO)
+@torch.no_grad()
+def test_traces_for_one_size(name, backend):
+    model = build(name)
+    with default_backend(backend):
+        traced = torch.jit.trace(model, image(33, 47), check_trace=False)
+        x = 2 * image(33, 47).flip(2)
+        torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("name", NANO)
 def test_autocast_is_finite_and_near(name, dtype):

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from .._sizes import known_true
 from ..ops import linear
 from ..ops.matrix_product import on_plain_cpu
 from .linear import is_plain_conv
@@ -74,7 +74,7 @@ def conv_downsample(conv: nn.Module, x: Tensor) -> Tensor:
         (high, wide), (down, right), (rows, columns) = conv.kernel_size, conv.stride, padding
         H, W = (x.shape[1] + 2 * rows - high) // down + 1, (x.shape[2] + 2 * columns - wide) // right + 1
         # Measured: equal at about two thirds, three times as fast at a sixteenth.
-        if on_plain_cpu(x, conv.weight) and statically_known_true(3 * x.shape[0] * H * W <= 2 * conv.out_channels):
+        if on_plain_cpu(x, conv.weight) and known_true(3 * x.shape[0] * H * W <= 2 * conv.out_channels):
             windows = F.pad(x, (0, 0, columns, columns, rows, rows)).unfold(1, high, down).unfold(2, wide, right)
             # Through (taps, C), whose rows lie in x as they are: twice as fast as picking single numbers.
             taps = windows.permute(0, 1, 2, 4, 5, 3).flatten(3, 4).contiguous()

@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from .._sizes import known_true
 
 RESIZES = ("positions", "tables")
 
@@ -53,9 +54,7 @@ class Rotary2d(nn.Module):
         rows, columns = (self._angles(n, dtype, device) for n in (H, W))
         angles = torch.cat((rows[:, None].expand(-1, W, -1), columns[None].expand(H, -1, -1)), dim=-1)
         cos, sin = angles.cos(), angles.sin()
-        if self.resize == "tables" and not all(
-            statically_known_true(a == b) for a, b in zip(grid, native, strict=True)
-        ):
+        if self.resize == "tables" and not all(known_true(a == b) for a, b in zip(grid, native, strict=True)):
             cos, sin = (_resized(table, grid) for table in (cos, sin))
         return cos.flatten(0, 1), sin.flatten(0, 1)
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from .._sizes import known_true
 
 Grid = tuple[int, int]
 CLASS_TOKENS = {"none": 0, "first": 1, "middle": 1, "last": 1, "double": 2}  # how many there are, by their place
@@ -15,7 +16,7 @@ POS_RESIZES = ("aligned", "published")
 
 def same_grid(a: Grid, b: Grid) -> bool:
     """Whether two grids are known to be the same; under export with dynamic sizes they are not."""
-    return statically_known_true(a[0] == b[0]) and statically_known_true(a[1] == b[1])
+    return known_true(a[0] == b[0]) and known_true(a[1] == b[1])
 
 
 def class_positions(class_token: str, patches: int) -> tuple[int, ...]:

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from timm.layers import ConvNormAct, DropPath, SqueezeExcite
 from timm.models import register_model
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .._messages import choose
+from .._sizes import known_true
 from ..layers.conv_norm import conv_norm_last
 from ..layers.linear import has_hooks, is_plain_conv
 from ..layers.patches import PatchMerging, PatchStem
@@ -47,7 +47,7 @@ class ES2D(SS2D):
     def scan_map(self, x: Tensor) -> Tensor:
         batch, H, W, E = x.shape
         h, w = (H + 1) // 2, (W + 1) // 2
-        if not (statically_known_true(2 * h == H) and statically_known_true(2 * w == W)):
+        if not (known_true(2 * h == H) and known_true(2 * w == W)):
             x = F.pad(x, (0, 0, 0, 2 * w - W, 0, 2 * h - H))
         quarters = x.view(batch, h, 2, w, 2, E).permute(0, 1, 3, 4, 2, 5)  # path k is 2 * column + row
         y = self.scan(quarters.reshape(batch, h * w, 4, E), self.paths(h, w, device=x.device), merge=False)

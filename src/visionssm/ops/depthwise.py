@@ -100,7 +100,7 @@ def served(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether the native kernel takes this call."""
     if not x.is_cpu or x.dtype == torch.float64:
         return False
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting():
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, *weights)):
         return False

@@ -53,7 +53,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
 
 def on_plain_cpu(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether the operators below take these; not, for example, where quantisation has put another kind of tensor in place."""
-    if not x.is_cpu or torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting():
+    if not x.is_cpu or torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     for weight in weights:
         if weight is not None and (weight.dtype != x.dtype or is_traceable_wrapper_subclass(weight)):

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from .._sizes import known_true
 
 
 def reorder(values: Tensor, path: Tensor, inverse: Tensor, complete: bool = False) -> Tensor:
@@ -53,7 +54,7 @@ class _Reorder(torch.autograd.Function):
 
 def _has_gaps(table: Tensor, other: Tensor, complete: bool) -> bool:
     """Whether a table may hold -1: of two that are each other's inverse and miss nothing, only the longer one does."""
-    return not (complete and statically_known_true(table.shape[1] <= other.shape[1]))
+    return not (complete and known_true(table.shape[1] <= other.shape[1]))
 
 
 def _read(values: Tensor, table: Tensor, masked: bool) -> Tensor:
