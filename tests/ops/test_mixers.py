@@ -41,6 +41,7 @@ MIXERS = {
         lambda: SS2D(18, paths.cross, gate=False, expansion=1.0, state=1, conv_bias=False),
         (1, 4, 4, 18),
     ),
+    "ss2d crowded rows": (lambda: SS2D(1024, paths.cross, gate=False, expansion=1.0, state=1), (1, 3, 2, 1024)),
     "ss2d incomplete paths": (lambda: SS2D(16, spiral_without_corner, gate=False, state=2), (1, 3, 4, 16)),
     "ss2d no image": (lambda: SS2D(16, paths.cross, gate=False), (0, 3, 4, 16)),
 }
@@ -53,7 +54,7 @@ def make(name, dtype=torch.float32):
     model = nn.Sequential(build()).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter += torch.randn_like(parameter) / max(10, parameter.shape[-1] ** 0.5)
     return use_fast_norm(use_fast_linear(model))[0].to(dtype), torch.randn(shape).to(dtype)
 
 

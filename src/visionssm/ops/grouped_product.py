@@ -32,7 +32,8 @@ def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.visionssm.grouped_linear(x, weight)
 
 
-def _forward(x: Tensor, weight: Tensor) -> Tensor:
+def grouped_product(x: Tensor, weight: Tensor) -> Tensor:
+    """:func:`grouped_linear` on the CPU without autograd, for sizes that fit."""
     rows = x.flatten(0, -3)
     native = takes_in_place(rows, weight) and is_chosen(x.dtype, "grouped linear", _ways)
     return (native_product if native else _by_torch)(rows, weight).view(*x.shape[:-1], weight.shape[1])
@@ -50,7 +51,7 @@ def _ways(dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
     return {"library": lambda: _by_torch(x, weight), "native": lambda: native_product(x, weight)}
 
 
-_library.impl("grouped_linear", _forward, "CPU")
+_library.impl("grouped_linear", grouped_product, "CPU")
 torch.library.register_fake(
     "visionssm::grouped_linear", lambda x, weight: x.new_empty(*x.shape[:-1], weight.shape[1]), lib=_library
 )

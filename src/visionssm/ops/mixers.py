@@ -14,8 +14,9 @@ from torch.utils.flop_counter import register_flop_formula
 from . import depthwise, gate, native, norm
 from .backends import native_serves_cpu
 from .checks import path_facts
-from .matrix_product import has_few_rows, on_plain_cpu
-from .native_product import native_product, takes
+from .grouped_product import grouped_product
+from .matrix_product import has_few_rows, on_plain_cpu, product
+from .native_product import takes
 from .observe import observers
 from .schema import _library, scan_flops
 from .tensors import ScanTensors
@@ -152,7 +153,7 @@ def _vim_mixer(x: Tensor, *arguments: Any) -> Tensor:
     batch, L, C = x.shape
     K, E = weights.D.shape
     rows, last_tap = batch * L, weights.taps.shape[3] - 1
-    projected = native_product(x.reshape(rows, C), weights.in_proj)
+    projected = product(x.reshape(rows, C), weights.in_proj)
     convolved = x.new_empty((batch, 1, L, K, E))
     depthwise.convolve_into(
         projected.view(batch, 1, L, 2 * E)[..., :E],
@@ -163,11 +164,11 @@ def _vim_mixer(x: Tensor, *arguments: Any) -> Tensor:
         "silu",
         convolved,
     )
-    parameters = native_product(convolved.view(rows, K, E), weights.x_proj)
-    y = _scan(convolved.view(batch, L, K, E), parameters, weights, path, complete, log_A).view(rows, E)
-    del convolved, parameters
+    sequences = convolved.view((batch, L, K, E) if K > 1 else (batch, L, E))
+    y = _scan(sequences, weights, path, complete, log_A).view(rows, E)
+    del convolved, sequences
     gate.gate_in_place(y, projected[:, E:], scale)
-    return native_product(y, weights.out_proj).view(batch, L, weights.out_proj.shape[0])
+    return product(y, weights.out_proj).view(batch, L, weights.out_proj.shape[0])
 
 
 def _ss2d(x: Tensor, *arguments: Any) -> Tensor:
@@ -178,22 +179,26 @@ def _ss2d(x: Tensor, *arguments: Any) -> Tensor:
     batch, H, W, C = x.shape
     E = weights.D.shape[1]
     rows = batch * H * W
-    projected = native_product(x.reshape(rows, C), weights.in_proj)
+    projected = product(x.reshape(rows, C), weights.in_proj)
     convolved = x.new_empty((batch, H, W, 1, E))
     left = (weights.taps.shape[3] // 2,)
     depthwise.convolve_into(
         projected.view(batch, H, W, E), weights.taps, weights.taps_bias, left, (False,), "silu", convolved
     )
     del projected
-    parameters = native_product(convolved.view(rows, E), weights.x_proj.flatten(0, 1))
-    y = _scan(convolved.view(batch, H * W, E), parameters, weights, path, complete, log_A)
-    del convolved, parameters
+    y = _scan(convolved.view(batch, H * W, E), weights, path, complete, log_A)
+    del convolved
     y = norm.normalize(y, None, norm_weight, norm_bias, eps, None)
-    return native_product(y.view(rows, E), weights.out_proj).view(batch, H, W, weights.out_proj.shape[0])
+    return product(y.view(rows, E), weights.out_proj).view(batch, H, W, weights.out_proj.shape[0])
 
 
-def _scan(x: Tensor, parameters: Tensor, weights: MixerWeights, path: Tensor, complete: bool, log_A: bool) -> Tensor:
+def _scan(x: Tensor, weights: MixerWeights, path: Tensor, complete: bool, log_A: bool) -> Tensor:
+    """x_proj and scan of (batch, L, E), or of (batch, L, K, E) with an input for each path; (batch, L, E)."""
     (K, _, N), R = weights.A.shape, weights.dt_weight.shape[2]
+    if x.dim() == 4:
+        parameters = grouped_product(x, weights.x_proj)
+    else:
+        parameters = product(x.flatten(0, 1), weights.x_proj.flatten(0, 1))
     dt, B, C = parameters.view(*x.shape[:2], K, R + 2 * N).split((R, N, N), dim=-1)
     tensors = ScanTensors(x, dt, weights.A, B, C, weights.D, weights.dt_bias, weights.dt_weight, path, None)
     return native.forward(

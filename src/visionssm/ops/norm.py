@@ -116,12 +116,10 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float 
 def _served(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype == torch.float64:
         return False
-    shape = None if weight is None else weight.shape
-    if shape is None and bias is not None:
-        shape = bias.shape
-    if shape is not None and shape != x.shape[-1:] and shape != x.shape[-2:]:  # torch refuses it
+    parameter = bias if weight is None else weight
+    if parameter is not None and parameter.shape not in (x.shape[-1:], x.shape[-2:]):  # torch refuses it
         return False
-    if weight is not None and bias is not None and bias.shape != shape:
+    if weight is not None and bias is not None and bias.shape != weight.shape:
         return False
     return on_plain_cpu(x, weight, bias) and native_serves_cpu()
 
