@@ -347,6 +347,9 @@ def main() -> None:
     if args.call:
         print(json.dumps(globals()[args.call[0]](**json.loads(args.call[1]))))
         return
+    wanted = [name for name in ROWS if not args.only or any(part.lower() in name.lower() for part in args.only)]
+    if not wanted:
+        parser.error(f"--only: no row's name contains {' or '.join(map(repr, args.only))}; --list names all rows")
     if args.busy:
         os.environ["MODELS_CPU_BUSY"] = "1"
     if args.list:
@@ -356,9 +359,9 @@ def main() -> None:
 
     file = args.out / "models_cpu.json"
     content: Result = json.loads(file.read_text()) if file.exists() else {"rows": {}}
-    for name in ROWS:
-        wanted = not args.only or any(part.lower() in name.lower() for part in args.only)
-        if not wanted or (name in content["rows"] and not args.again):
+    for name in wanted:
+        if name in content["rows"] and not args.again:
+            print(f"{name}: measured before, see {file}; --again measures it again", file=sys.stderr)
             continue
         print(name, file=sys.stderr, flush=True)
         row = in_process("row", name=name)
